@@ -1,0 +1,373 @@
+/**
+ * Every error that kanta throws, its code, and what a caller may do about it.
+ *
+ * One table, {@link errorCatalog}, is the source for the codes, the retry advice, the tests and `docs/errors.md`.
+ */
+
+/** What may be run again after a failure without running anything twice. */
+export type RetryScope =
+  /** Nothing: it would fail again, or it may already have happened. */
+  | 'none'
+  /** The same statement, even a write: it never ran, or the server undid it. */
+  | 'statement'
+  /** The whole transaction from its first statement: the server has undone, or will undo, all of it. */
+  | 'transaction'
+
+/** What the catalog says of one code. */
+export interface ErrorAdvice {
+  /** Likely to succeed later without a change to the program or its data. */
+  readonly transient: boolean
+  /** A statement outside a transaction may be sent again although it writes. */
+  readonly replay: boolean
+  /** A transaction that met this error before its COMMIT was sent may be run again as a whole. */
+  readonly wholeTransaction: boolean
+  readonly meaning: string
+  readonly remedy: string
+}
+
+const entry = (advice: string, meaning: string, remedy: string): ErrorAdvice => ({
+  transient: advice.includes('transient'),
+  replay: advice.includes('replay'),
+  wholeTransaction: advice.includes('whole'),
+  meaning,
+  remedy,
+})
+
+/** The complete list of codes. The advice follows PostgreSQL's rules on what an error undoes (docs/errors.md). */
+export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
+  CONFIG_INVALID: entry('', 'Options or environment variables are wrong.', 'Mend every problem that the message lists.'),
+  DATABASE_CLOSED: entry('', 'The database was closed, or is closing.', 'Create a new database, or stop using this one after close().'),
+  EMBEDDED_UNAVAILABLE: entry('', 'The embedded PostgreSQL could not be started.', 'Follow the message, or set DATABASE_URL.'),
+
+  CONNECTION_FAILED: entry('transient replay whole', 'No connection could be opened; nothing was sent.', 'Check that the server runs and that host and port are right.'),
+  CONNECTION_LOST: entry('transient whole', 'The connection broke while a statement was on its way; it may have run.', 'Check whether the write happened before you repeat it.'),
+  TOO_MANY_CONNECTIONS: entry('transient replay whole', 'The server has no connection slot left.', 'Lower pool.max times the number of processes, or raise max_connections.'),
+  SERVER_STARTING: entry('transient replay whole', 'The server is starting up, shutting down or recovering.', 'Wait until it accepts connections.'),
+  SERVER_SHUTDOWN: entry('transient whole', 'The server or an administrator ended the connection.', 'Check whether the write happened before you repeat it.'),
+  SERVER_CRASHED: entry('transient whole', 'The server ended all connections after a crash.', 'Check whether the write happened, and the server log.'),
+  IDLE_SESSION_TIMEOUT: entry('transient replay whole', 'The server closed a connection that had been idle too long.', 'Raise idle_session_timeout or lower pool.idleTimeoutMs below it.'),
+  DATABASE_DROPPED: entry('', 'The database of this connection was dropped.', 'Connect to a database that exists.'),
+  POOLER_REJECTED: entry('transient replay whole', 'The connection pooler in front of PostgreSQL refused or gave up.', 'Check the pooler: its log, query_wait_timeout and accepted start-up parameters.'),
+  AUTHENTICATION_FAILED: entry('', 'The server refused the user or password.', 'Check user, password and pg_hba.conf.'),
+  DATABASE_NOT_FOUND: entry('', 'The database does not exist.', 'Create it, or correct the name in the URL.'),
+  TLS_FAILED: entry('', 'The encrypted connection could not be trusted or set up.', 'Check certificate, host name and sslmode; there is no fall-back to plain text.'),
+  RECOVERY_CONFLICT: entry('transient replay whole', 'A standby canceled the query because it was in the way of replication.', 'Run it again, on another server if there is one.'),
+  READ_ONLY: entry('transient replay whole', 'A write reached a server or transaction that only reads.', 'Write to the primary, outside read-only transactions.'),
+
+  POOL_TIMEOUT: entry('transient replay whole', 'No pooled connection became free in time.', 'Look at the holders named in the message, raise pool.max, or shorten transactions.'),
+  QUERY_TIMEOUT: entry('whole', 'No answer came within the deadline; the statement may have run.', 'Check whether the write happened; make the query faster or the deadline longer.'),
+  STATEMENT_TIMEOUT: entry('', 'The server stopped the statement at statement_timeout; it did not take effect.', 'Make the query faster or the timeout longer.'),
+  QUERY_CANCELED: entry('', 'The statement was canceled on request; it did not take effect.', 'Nothing, if you asked for it; else see who called pg_cancel_backend.'),
+  LOCK_TIMEOUT: entry('transient replay whole', 'A lock was not granted in time.', 'See who holds it (pg_blocking_pids), and retry.'),
+  IDLE_IN_TRANSACTION_TIMEOUT: entry('', 'The server ended a transaction that sat idle.', 'Do slow work outside the transaction.'),
+  TRANSACTION_TIMEOUT: entry('', 'The server ended a transaction that took too long.', 'Split the transaction or raise transaction_timeout.'),
+
+  SERIALIZATION_FAILURE: entry('transient replay whole', 'Concurrent transactions could not be put in an order.', 'Run the whole transaction again.'),
+  DEADLOCK: entry('transient replay whole', 'Two transactions waited for each other and this one was chosen to fail.', 'Run the whole transaction again; lock rows in one order.'),
+  TRANSACTION_ABORTED: entry('', 'An earlier statement failed, so the transaction takes no more and is rolled back.', 'Look at the first error; use a savepoint for work that may fail.'),
+  COMMIT_OUTCOME_UNKNOWN: entry('', 'The connection broke after COMMIT was sent; it may or may not have happened.', 'Look for what the transaction wrote before you repeat it.'),
+
+  UNIQUE_VIOLATION: entry('', 'A row with the same key exists already.', 'Use another value, or update the row that exists.'),
+  EXCLUSION_VIOLATION: entry('', 'The row conflicts with one that exists.', 'Use a value that does not overlap.'),
+  FOREIGN_KEY_VIOLATION: entry('', 'The row refers to one that does not exist, or is still referred to.', 'Create the row it refers to first, or delete those that refer to it.'),
+  CHECK_VIOLATION: entry('', 'A value breaks a rule of its table.', 'Correct the value.'),
+  NOT_NULL_VIOLATION: entry('', 'A value that must be given is null.', 'Give the value.'),
+
+  INVALID_DATA: entry('', 'A value does not fit its type or operation.', 'Correct the value or its type.'),
+  SYNTAX_ERROR: entry('', 'The SQL is not valid.', 'Correct the SQL.'),
+  UNDEFINED_OBJECT: entry('', 'The SQL names something that does not exist.', 'Run pending migrations, or correct the name or the search_path.'),
+  INSUFFICIENT_PRIVILEGE: entry('', 'The role may not do this.', 'Grant the privilege, or use another role.'),
+  QUERY_FAILED: entry('', 'The server refused the statement.', "Look at sqlState and PostgreSQL's error code table."),
+  PROTOCOL_VIOLATION: entry('', 'A message broke the protocol, for instance with over 65 535 parameters or a NUL in text.', 'Send fewer parameters, for instance one array; remove NUL characters.'),
+  CACHED_PLAN_CHANGED: entry('transient replay whole', 'The tables of a prepared statement have changed.', 'Send it again: it is prepared anew.'),
+  PREPARED_STATEMENT_LOST: entry('transient replay whole', 'The server does not know a prepared statement, or knows it already.', 'Send it again; behind an old pooler switch prepared statements off.'),
+
+  DISK_FULL: entry('transient replay whole', 'The disk of the server is full.', 'Free space on the server; reads go on.'),
+  OUT_OF_MEMORY: entry('transient replay whole', 'The server ran out of memory.', 'Lower work_mem or the load.'),
+  CONFIGURATION_LIMIT: entry('transient replay whole', 'A limit in the configuration of the server was reached.', 'Raise the limit that the message names.'),
+  SYSTEM_ERROR: entry('transient', 'The operating system of the server failed the statement.', 'Look at the server log.'),
+  INTERNAL_ERROR: entry('', 'PostgreSQL met an internal error, possibly damaged data.', 'Look at the server log before anything else.'),
+
+  NOT_FOUND: entry('', 'The row that had to be there is not.', 'Check the key, or use find… where absence is normal.'),
+  INVALID_ARGUMENT: entry('', 'A call was given something it cannot work with.', 'Correct the call as the message says.'),
+  MIGRATION_INVALID: entry('', 'A migration file or folder is not as it must be.', 'Mend the file that the message names.'),
+  MIGRATION_FAILED: entry('', 'A migration failed; the schema is as it was before that file.', 'Mend the statement that the message quotes and migrate again.'),
+  MIGRATION_LOCKED: entry('transient replay whole', 'Another process is migrating.', 'Wait for it, or look for the session that the message names.'),
+  CODEGEN_FAILED: entry('', 'Types could not be generated.', 'Follow the message.'),
+  REDIS_UNAVAILABLE: entry('transient', 'Redis could not be reached or did not answer in time.', 'Check that it runs; queries go on without it.'),
+}
+
+/** The stable, literal code of a {@link DatabaseError}. */
+export type ErrorCode =
+  | 'CONFIG_INVALID'
+  | 'DATABASE_CLOSED'
+  | 'EMBEDDED_UNAVAILABLE'
+  | 'CONNECTION_FAILED'
+  | 'CONNECTION_LOST'
+  | 'TOO_MANY_CONNECTIONS'
+  | 'SERVER_STARTING'
+  | 'SERVER_SHUTDOWN'
+  | 'SERVER_CRASHED'
+  | 'IDLE_SESSION_TIMEOUT'
+  | 'DATABASE_DROPPED'
+  | 'POOLER_REJECTED'
+  | 'AUTHENTICATION_FAILED'
+  | 'DATABASE_NOT_FOUND'
+  | 'TLS_FAILED'
+  | 'RECOVERY_CONFLICT'
+  | 'READ_ONLY'
+  | 'POOL_TIMEOUT'
+  | 'QUERY_TIMEOUT'
+  | 'STATEMENT_TIMEOUT'
+  | 'QUERY_CANCELED'
+  | 'LOCK_TIMEOUT'
+  | 'IDLE_IN_TRANSACTION_TIMEOUT'
+  | 'TRANSACTION_TIMEOUT'
+  | 'SERIALIZATION_FAILURE'
+  | 'DEADLOCK'
+  | 'TRANSACTION_ABORTED'
+  | 'COMMIT_OUTCOME_UNKNOWN'
+  | 'UNIQUE_VIOLATION'
+  | 'EXCLUSION_VIOLATION'
+  | 'FOREIGN_KEY_VIOLATION'
+  | 'CHECK_VIOLATION'
+  | 'NOT_NULL_VIOLATION'
+  | 'INVALID_DATA'
+  | 'SYNTAX_ERROR'
+  | 'UNDEFINED_OBJECT'
+  | 'INSUFFICIENT_PRIVILEGE'
+  | 'QUERY_FAILED'
+  | 'PROTOCOL_VIOLATION'
+  | 'CACHED_PLAN_CHANGED'
+  | 'PREPARED_STATEMENT_LOST'
+  | 'DISK_FULL'
+  | 'OUT_OF_MEMORY'
+  | 'CONFIGURATION_LIMIT'
+  | 'SYSTEM_ERROR'
+  | 'INTERNAL_ERROR'
+  | 'NOT_FOUND'
+  | 'INVALID_ARGUMENT'
+  | 'MIGRATION_INVALID'
+  | 'MIGRATION_FAILED'
+  | 'MIGRATION_LOCKED'
+  | 'CODEGEN_FAILED'
+  | 'REDIS_UNAVAILABLE'
+
+/** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
+export interface DatabaseErrorInit {
+  readonly cause?: unknown
+  /** Overrides the advice of the catalog, which is for a statement outside a transaction. */
+  readonly retry?: RetryScope | undefined
+  /** SQL text with its placeholders. Parameters never belong here. */
+  readonly sql?: string | undefined
+  readonly sqlState?: string | undefined
+  readonly schema?: string | undefined
+  readonly table?: string | undefined
+  readonly column?: string | undefined
+  readonly constraint?: string | undefined
+}
+
+const brand = Symbol.for('kanta.DatabaseError')
+
+/**
+ * The base of every error that kanta throws: `code` says which, `retry` what may be run again, `transient` whether
+ * waiting helps. Messages and fields hold SQL text but never parameters or credentials. The driver's own error is
+ * kept in `cause`; what PostgreSQL quotes of a row (`cause.detail`, `cause.where`) can be read there but is not
+ * enumerable, so that loggers do not print it.
+ *
+ * Compare with {@link isDatabaseError} rather than `instanceof` where two copies of the package may be loaded.
+ *
+ * @example
+ * ```ts
+ * import { isDatabaseError } from 'kanta'
+ *
+ * export function statusOf(error: unknown): number {
+ *   if (!isDatabaseError(error)) return 500
+ *   if (error.code === 'UNIQUE_VIOLATION') return 409
+ *   return error.transient ? 503 : 500
+ * }
+ * ```
+ */
+export class DatabaseError extends Error {
+  readonly code: ErrorCode
+  readonly retry: RetryScope
+  readonly transient: boolean
+  readonly sql: string | undefined
+  /** The five characters that PostgreSQL gave, if it spoke. */
+  readonly sqlState: string | undefined
+  readonly schema: string | undefined
+  readonly table: string | undefined
+  readonly column: string | undefined
+  readonly constraint: string | undefined
+
+  constructor(code: ErrorCode, message: string, init: DatabaseErrorInit = {}) {
+    super(message, 'cause' in init ? { cause: init.cause } : undefined)
+    const advice: ErrorAdvice = errorCatalog[code]
+    this.code = code
+    this.retry = init.retry ?? retryScope(advice)
+    this.transient = advice.transient
+    this.sql = init.sql
+    this.sqlState = init.sqlState
+    this.schema = init.schema
+    this.table = init.table
+    this.column = init.column
+    this.constraint = init.constraint
+    Object.defineProperty(this, brand, { value: true })
+  }
+
+  override get name(): string {
+    return this.constructor.name
+  }
+
+  /** What a log may hold: no parameters, no cause, no stack. */
+  toJSON(): Record<string, unknown> {
+    const { name, message, code, retry, transient, sql, sqlState, schema, table, column, constraint } = this
+    return { name, message, code, retry, transient, sql, sqlState, schema, table, column, constraint }
+  }
+}
+
+/** Options or environment are wrong. `problems` has all of them; received values are redacted. Code `CONFIG_INVALID`. */
+export class ConfigError extends DatabaseError {
+  override readonly code = 'CONFIG_INVALID'
+  readonly problems: readonly ConfigProblem[]
+
+  constructor(problems: readonly ConfigProblem[]) {
+    super('CONFIG_INVALID', describeProblems(problems))
+    this.problems = problems
+  }
+}
+
+/** One wrong setting. */
+export interface ConfigProblem {
+  /** The option's path or the environment variable's name, whichever gave the value. */
+  readonly key: string
+  readonly expected: string
+  /** What came instead, without credentials. */
+  readonly received: string
+  readonly remedy: string
+}
+
+function describeProblems(problems: readonly ConfigProblem[]): string {
+  const lines = problems.map((p) => `  ${p.key}: expected ${p.expected}, got ${p.received}. ${p.remedy}`)
+  return `kanta cannot start, ${problems.length === 1 ? '1 setting is' : `${problems.length} settings are`} wrong:\n${lines.join('\n')}`
+}
+
+/** No usable connection: refused, lost, shut down, not trusted, not allowed. */
+export class ConnectionError extends DatabaseError {
+  declare readonly code: ConnectionErrorCode
+}
+
+/** The codes of a {@link ConnectionError}. */
+export type ConnectionErrorCode =
+  | 'AUTHENTICATION_FAILED'
+  | 'CONNECTION_FAILED'
+  | 'CONNECTION_LOST'
+  | 'DATABASE_DROPPED'
+  | 'DATABASE_NOT_FOUND'
+  | 'EMBEDDED_UNAVAILABLE'
+  | 'IDLE_SESSION_TIMEOUT'
+  | 'POOLER_REJECTED'
+  | 'SERVER_CRASHED'
+  | 'SERVER_SHUTDOWN'
+  | 'SERVER_STARTING'
+  | 'TLS_FAILED'
+  | 'TOO_MANY_CONNECTIONS'
+
+/** Something took longer than its limit. `limitMs` is that limit where kanta set it. */
+export class TimeoutError extends DatabaseError {
+  declare readonly code:
+    | 'IDLE_IN_TRANSACTION_TIMEOUT'
+    | 'LOCK_TIMEOUT'
+    | 'POOL_TIMEOUT'
+    | 'QUERY_TIMEOUT'
+    | 'STATEMENT_TIMEOUT'
+    | 'TRANSACTION_TIMEOUT'
+  readonly limitMs: number | undefined
+
+  constructor(code: TimeoutError['code'], message: string, init: DatabaseErrorInit & { limitMs?: number } = {}) {
+    super(code, message, init)
+    this.limitMs = init.limitMs
+  }
+}
+
+/** A transaction could not go on or its end is not known. */
+export class TransactionError extends DatabaseError {
+  declare readonly code: 'COMMIT_OUTCOME_UNKNOWN' | 'DEADLOCK' | 'SERIALIZATION_FAILURE' | 'TRANSACTION_ABORTED'
+}
+
+/**
+ * A row was refused by a constraint. `constraint`, `table` and `column` name it; the values are not in it.
+ *
+ * @see {@link isViolation}
+ */
+export class ConstraintViolationError extends DatabaseError {
+  declare readonly code:
+    | 'CHECK_VIOLATION'
+    | 'EXCLUSION_VIOLATION'
+    | 'FOREIGN_KEY_VIOLATION'
+    | 'NOT_NULL_VIOLATION'
+    | 'UNIQUE_VIOLATION'
+}
+
+/** The row that had to exist does not. `table` says where it was sought. */
+export class NotFoundError extends DatabaseError {
+  override readonly code = 'NOT_FOUND'
+
+  constructor(message: string, init: DatabaseErrorInit = {}) {
+    super('NOT_FOUND', message, init)
+  }
+}
+
+/** A migration cannot be read, run or locked. `file` names it; `line` and `statement` where it stopped. */
+export class MigrationError extends DatabaseError {
+  declare readonly code: 'MIGRATION_FAILED' | 'MIGRATION_INVALID' | 'MIGRATION_LOCKED'
+  readonly file: string | undefined
+  /** Line in the file, from 1. */
+  readonly line: number | undefined
+  /** The SQL that failed. */
+  readonly statement: string | undefined
+
+  constructor(
+    code: MigrationError['code'],
+    message: string,
+    init: DatabaseErrorInit & { file?: string; line?: number | undefined; statement?: string | undefined } = {},
+  ) {
+    super(code, message, init)
+    this.file = init.file
+    this.line = init.line
+    this.statement = init.statement
+  }
+}
+
+/** Whether an error came from kanta, from this copy of the package or another. */
+export function isDatabaseError(error: unknown): error is DatabaseError {
+  return typeof error === 'object' && error !== null && brand in error
+}
+
+/**
+ * Whether an error is the violation of the named constraint. Give the generated `ConstraintName` as type argument
+ * and a renamed constraint stops compiling where it is handled.
+ *
+ * @example
+ * ```ts
+ * import { isViolation } from 'kanta'
+ * import type { ConstraintName } from './generated/schema.ts'
+ *
+ * export const emailTaken = (error: unknown): boolean => isViolation<ConstraintName>(error, 'users_email_key')
+ * ```
+ */
+export function isViolation<Constraint extends string = string>(
+  error: unknown,
+  constraint: NoInfer<Constraint>,
+): error is ConstraintViolationError & { readonly constraint: Constraint } {
+  return isDatabaseError(error) && error.code.endsWith('_VIOLATION') && error.constraint === constraint
+}
+
+/**
+ * The advice for an error code: outside a transaction by default, or for the transaction as a whole, inside which
+ * a single statement can never be repeated.
+ */
+export function retryScope(advice: Pick<ErrorAdvice, 'replay' | 'wholeTransaction'>, inTransaction = false): RetryScope {
+  if (inTransaction) return advice.wholeTransaction ? 'transaction' : 'none'
+  return advice.replay ? 'statement' : 'none'
+}
