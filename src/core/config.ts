@@ -1,0 +1,645 @@
+import { readFileSync } from 'node:fs'
+import { z } from 'zod'
+import { ConfigError, type ConfigProblem } from './errors.ts'
+
+/** Where the process runs; decides defaults and whether the embedded PostgreSQL is allowed. */
+export type Environment = 'development' | 'production' | 'test'
+
+/**
+ * How a connection is protected, in libpq's words: `disable` plain text, `no-verify` encrypted but open to anyone who
+ * can stand in between, `verify-full` encrypted with certificate and host name checked. There is no mode that falls
+ * back by itself.
+ */
+export type SslMode = 'disable' | 'no-verify' | 'verify-full'
+
+/** Where kanta reports what its operator should know. A pino logger's methods fit. */
+export interface Logger {
+  info(message: string): void
+  warn(message: string): void
+}
+
+/** PostgreSQL: where it is and how it is used. Times are milliseconds. */
+export interface PostgresOptions {
+  /**
+   * `postgres://user:password@host:5432/database`, or `postgres:///database?host=/run/postgresql` for a socket.
+   * Parameters: `sslmode`, `sslrootcert` (a file), `application_name`, `host`.
+   * @default `DATABASE_URL` or the file named by `DATABASE_URL_FILE`, then `PGHOST` and its family, then the embedded one
+   */
+  readonly url?: string | undefined
+  /**
+   * The same server without a pooler in between, for migrations.
+   * @default `DATABASE_DIRECT_URL`, else `url`
+   */
+  readonly directUrl?: string | undefined
+  /**
+   * Overrides the password of the URL. A function is called for each new connection, for tokens that expire.
+   * @default `DATABASE_PASSWORD`, or the file named by `DATABASE_PASSWORD_FILE`
+   */
+  readonly password?: string | (() => string | Promise<string>) | undefined
+  /** @default `DATABASE_SSL_MODE`, else `disable`; in production `verify-full` for any server that is not on this machine */
+  readonly ssl?: SslMode | undefined
+  /** The certificate authority to trust, as PEM text. @default the file named by `DATABASE_SSL_CA_FILE`, else Node's list */
+  readonly sslCa?: string | undefined
+  /** Shown in `pg_stat_activity`. @default `DATABASE_APPLICATION_NAME`, else `kanta` */
+  readonly applicationName?: string | undefined
+  /** How long opening one connection may take, TLS and password included. @default 5000, `DATABASE_CONNECT_TIMEOUT_MS` */
+  readonly connectTimeoutMs?: number | undefined
+  /** `statement_timeout` of each connection; 0 is no limit. @default the server's, `DATABASE_STATEMENT_TIMEOUT_MS` */
+  readonly statementTimeoutMs?: number | undefined
+  readonly pool?: PoolOptions | undefined
+  /** Use the embedded PostgreSQL although a URL may be set in the environment. Refused in production. */
+  readonly embedded?: EmbeddedOptions | undefined
+}
+
+/** The pool of connections to one server. Times are milliseconds. */
+export interface PoolOptions {
+  /** Most connections open at once. The embedded PostgreSQL has one. @default 20, `DATABASE_POOL_MAX` */
+  readonly max?: number | undefined
+  /** How long a caller waits for a connection before `POOL_TIMEOUT`. @default 5000, `DATABASE_POOL_ACQUIRE_TIMEOUT_MS` */
+  readonly acquireTimeoutMs?: number | undefined
+  /** A connection unused for so long is closed; 0 keeps it. @default 30000, `DATABASE_POOL_IDLE_TIMEOUT_MS` */
+  readonly idleTimeoutMs?: number | undefined
+  /**
+   * A connection older than this, less up to a tenth at random so that they do not all go at once, is closed when it is
+   * free; 0 keeps it. @default 1800000, `DATABASE_POOL_MAX_LIFETIME_MS`
+   */
+  readonly maxLifetimeMs?: number | undefined
+  /** How long `close()` waits for borrowed connections. @default 10000 in production, else 2000, `DATABASE_POOL_DRAIN_TIMEOUT_MS` */
+  readonly drainTimeoutMs?: number | undefined
+}
+
+/** The PostgreSQL that runs inside the process (PGlite), for development without a server. */
+export interface EmbeddedOptions {
+  /** A folder, or `memory` to forget everything on close. @default `.kanta/postgres`; `memory` when testing. `DATABASE_EMBEDDED_DATA_DIR` */
+  readonly dataDir?: string | undefined
+}
+
+/** Redis. Times are milliseconds. */
+export interface RedisOptions {
+  /** `redis://:password@host:6379/0`, or `rediss://` for TLS. @default `REDIS_URL` or the file named by `REDIS_URL_FILE` */
+  readonly url?: string | undefined
+  /** How long a command may take before it counts as failed. @default 500, `REDIS_COMMAND_TIMEOUT_MS` */
+  readonly commandTimeoutMs?: number | undefined
+}
+
+/** Everything that `createDatabase` takes. An option wins over its environment variable. */
+export interface DatabaseOptions {
+  /** @default from `NODE_ENV`: `development` when unset, itself for `test`, `production` for anything else */
+  readonly environment?: Environment | undefined
+  readonly postgres?: PostgresOptions | undefined
+  /** `false`: no Redis even if `REDIS_URL` is set. */
+  readonly redis?: RedisOptions | false | undefined
+  /** @default one line on stderr */
+  readonly logger?: Logger | undefined
+}
+
+/** A PostgreSQL server as it will be connected to. */
+export interface ServerTarget {
+  readonly kind: 'server'
+  /** A host name, an address, or the folder of a Unix socket. */
+  readonly host: string
+  readonly port: number
+  readonly user: string
+  readonly password: Secret<string | (() => string | Promise<string>)> | undefined
+  readonly database: string
+  readonly ssl: SslMode
+  readonly sslCa: string | undefined
+  readonly applicationName: string
+  readonly connectTimeoutMs: number
+  readonly statementTimeoutMs: number | undefined
+}
+
+/** The embedded PostgreSQL. */
+export interface EmbeddedTarget {
+  readonly kind: 'embedded'
+  readonly dataDir: string
+}
+
+/** Which PostgreSQL is used. */
+export type PostgresTarget = ServerTarget | EmbeddedTarget
+
+/** A Redis server as it will be connected to. */
+export interface RedisTarget {
+  readonly url: Secret<string>
+  /** The URL without credentials. */
+  readonly description: string
+  readonly commandTimeoutMs: number
+}
+
+/** Options and environment, validated, completed and frozen. */
+export interface ResolvedConfig {
+  readonly environment: Environment
+  readonly postgres: PostgresTarget
+  /** The same database without a pooler in between. */
+  readonly directPostgres: PostgresTarget
+  readonly pool: { readonly [Key in keyof PoolOptions]-?: number }
+  readonly redis: RedisTarget | undefined
+  readonly logger: Logger
+}
+
+/** A value that no log, inspection or JSON shows. */
+export class Secret<T> {
+  readonly #value: T
+
+  constructor(value: T) {
+    this.#value = value
+  }
+
+  reveal(): T {
+    return this.#value
+  }
+
+  toString(): string {
+    return '[redacted]'
+  }
+
+  toJSON(): string {
+    return '[redacted]'
+  }
+}
+
+/** Every environment variable that sets an option. Those in {@link secretPaths} can also come from a file: `NAME_FILE`. */
+const environmentVariables: Readonly<Record<string, string>> = {
+  DATABASE_URL: 'postgres.url',
+  DATABASE_DIRECT_URL: 'postgres.directUrl',
+  DATABASE_PASSWORD: 'postgres.password',
+  DATABASE_SSL_MODE: 'postgres.ssl',
+  DATABASE_APPLICATION_NAME: 'postgres.applicationName',
+  DATABASE_CONNECT_TIMEOUT_MS: 'postgres.connectTimeoutMs',
+  DATABASE_STATEMENT_TIMEOUT_MS: 'postgres.statementTimeoutMs',
+  DATABASE_POOL_MAX: 'postgres.pool.max',
+  DATABASE_POOL_ACQUIRE_TIMEOUT_MS: 'postgres.pool.acquireTimeoutMs',
+  DATABASE_POOL_IDLE_TIMEOUT_MS: 'postgres.pool.idleTimeoutMs',
+  DATABASE_POOL_MAX_LIFETIME_MS: 'postgres.pool.maxLifetimeMs',
+  DATABASE_POOL_DRAIN_TIMEOUT_MS: 'postgres.pool.drainTimeoutMs',
+  DATABASE_EMBEDDED_DATA_DIR: 'postgres.embedded.dataDir',
+  REDIS_URL: 'redis.url',
+  REDIS_COMMAND_TIMEOUT_MS: 'redis.commandTimeoutMs',
+}
+
+const secretPaths: ReadonlySet<string> = new Set(['postgres.url', 'postgres.directUrl', 'postgres.password', 'redis.url'])
+
+/** Settings that say which database; given in code, they replace all of these from the environment. */
+const placePaths: ReadonlySet<string> = new Set([
+  'postgres.url',
+  'postgres.directUrl',
+  'postgres.password',
+  'postgres.embedded.dataDir',
+])
+
+const wholeNumber = (min: number, max: number, what: string) => {
+  const expected = `${what} from ${min} to ${max}`
+  return z.int(expected).min(min, expected).max(max, expected).optional()
+}
+// Timers in Node take at most 2^31 - 1 ms.
+const milliseconds = (min: number) => wholeNumber(min, 2_147_483_647, 'a whole number of milliseconds')
+const text = (expected: string) => z.string(expected).min(1, expected).optional()
+
+const sslModes = ['disable', 'no-verify', 'verify-full'] as const
+const sslModeExpected = `one of ${sslModes.join(', ')}`
+
+const postgresShape = {
+  url: text('a postgres:// URL'),
+  directUrl: text('a postgres:// URL'),
+  password: z
+    .custom<string | (() => string | Promise<string>)>(
+      (value) => typeof value === 'string' || typeof value === 'function',
+      'a string or a function that returns one',
+    )
+    .optional(),
+  ssl: z.enum(sslModes, sslModeExpected).optional(),
+  sslCa: text('a certificate as PEM text'),
+  applicationName: z.string('text of 1 to 63 bytes').min(1).max(63).optional(),
+  connectTimeoutMs: milliseconds(1),
+  statementTimeoutMs: milliseconds(0),
+  pool: z
+    .strictObject(
+      {
+        max: wholeNumber(1, 10_000, 'a whole number'),
+        acquireTimeoutMs: milliseconds(1),
+        idleTimeoutMs: milliseconds(0),
+        maxLifetimeMs: milliseconds(0),
+        drainTimeoutMs: milliseconds(0),
+      },
+      'an object',
+    )
+    .optional(),
+  embedded: z.strictObject({ dataDir: text('a folder, or memory') }, 'an object').optional(),
+}
+
+const optionsSchema = z.strictObject(
+  {
+    environment: z.enum(['development', 'production', 'test'], 'development, production or test').optional(),
+    postgres: z.strictObject(postgresShape, 'an object').optional(),
+    redis: z
+      .strictObject({ url: text('a redis:// URL'), commandTimeoutMs: milliseconds(1) }, 'an object or false')
+      .optional(),
+    logger: z
+      .custom<Logger>(
+        (value) => typeof value === 'object' && value !== null && 'info' in value && 'warn' in value,
+        'an object with info and warn',
+      )
+      .optional(),
+  },
+  'an object',
+)
+
+/** Names for the message about one that does not exist. */
+const optionNames: Readonly<Record<string, readonly string[]>> = {
+  '': Object.keys(optionsSchema.shape),
+  postgres: Object.keys(postgresShape),
+  'postgres.pool': Object.keys(postgresShape.pool.unwrap().shape),
+  'postgres.embedded': Object.keys(postgresShape.embedded.unwrap().shape),
+  redis: Object.keys(optionsSchema.shape.redis.unwrap().shape),
+}
+
+type ParsedOptions = z.infer<typeof optionsSchema>
+type ParsedPostgres = NonNullable<ParsedOptions['postgres']>
+
+/**
+ * Options and environment in, one validated, completed and frozen configuration out. Reports every problem at once as
+ * a {@link ConfigError}; nothing that it says holds a credential.
+ */
+export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.ProcessEnv = process.env): ResolvedConfig {
+  const problems: ConfigProblem[] = []
+  const input = readInput(options, env, problems)
+  const parsed = optionsSchema.safeParse(input.values)
+  if (!parsed.success) problems.push(...parsed.error.issues.flatMap((issue) => describeIssue(issue, input)))
+
+  const environment = environmentOf(options, env)
+  // Targets are looked at even when another setting is wrong, so that their problems are reported in the same breath.
+  const postgres = parsed.success ? (parsed.data.postgres ?? {}) : withoutWrongValues(input.values['postgres'])
+  const target = resolveTarget(postgres, { environment, env, input, problems })
+  const direct = resolveDirectTarget(postgres, target, { environment, env, input, problems })
+  const redis = resolveRedis(parsed.data?.redis, input, problems)
+  if (!parsed.success || !target || !direct || problems.length > 0) throw new ConfigError(problems)
+
+  return deepFreeze({
+    environment,
+    postgres: target,
+    directPostgres: direct,
+    pool: resolvePool(postgres.pool, environment, target.kind),
+    redis,
+    logger: parsed.data.logger ?? stderrLogger,
+  })
+}
+
+/** What came in: the options laid over the environment, and where each value is from. */
+interface Input {
+  readonly values: Record<string, unknown>
+  /** The name by which the user knows a setting: its variable if that gave the value, else its path. */
+  keyOf(path: string): string
+}
+
+function readInput(options: DatabaseOptions, env: NodeJS.ProcessEnv, problems: ConfigProblem[]): Input {
+  const values = copyObjects(options) as Record<string, unknown>
+  const origins = new Map<string, string>()
+  const keyOf = (path: string): string => origins.get(path) ?? path
+  if (!isRecord(values)) return { values, keyOf }
+
+  const { postgres } = options
+  const placeIsGiven = postgres?.url !== undefined || postgres?.embedded !== undefined
+  const redisIsOff = options.redis === false
+  if (redisIsOff) delete values['redis']
+
+  for (const [name, path] of Object.entries(environmentVariables)) {
+    if (placeIsGiven && placePaths.has(path)) continue
+    if (redisIsOff && path.startsWith('redis.')) continue
+    const value = secretPaths.has(path) ? readSecret(name, env, problems) : env[name]
+    if (value === undefined || value === '') continue
+    const typed = /^-?\d+$/.test(value) && !secretPaths.has(path) ? Number(value) : value
+    if (assignAbsent(values, path.split('.'), typed)) origins.set(path, name)
+  }
+  return { values, keyOf }
+}
+
+function readSecret(name: string, env: NodeJS.ProcessEnv, problems: ConfigProblem[]): string | undefined {
+  const fileKey = `${name}_FILE`
+  const file = env[fileKey]
+  if (!file) return env[name]
+  if (env[name]) {
+    problems.push({ key: fileKey, expected: `either ${name} or ${fileKey}`, received: 'both', remedy: 'Unset one of them.' })
+    return undefined
+  }
+  try {
+    return readFileSync(file, 'utf8').replace(/\r?\n$/, '')
+  } catch (error) {
+    const reason = (error as NodeJS.ErrnoException).code ?? 'unreadable'
+    problems.push({
+      key: fileKey,
+      expected: 'a file that can be read',
+      received: `${JSON.stringify(file)} (${reason})`,
+      remedy: 'Put the secret at that path, or correct the path.',
+    })
+    return undefined
+  }
+}
+
+function environmentOf(options: DatabaseOptions, env: NodeJS.ProcessEnv): Environment {
+  const name = options?.environment ?? env['NODE_ENV'] ?? ''
+  if (name === '' || name === 'development') return 'development'
+  // Staging and whatever else a team calls its servers get the careful defaults.
+  return name === 'test' ? 'test' : 'production'
+}
+
+function describeIssue(issue: z.core.$ZodIssue, input: Input): ConfigProblem[] {
+  const path = issue.path.join('.')
+  if (issue.code === 'unrecognized_keys') return issue.keys.map((key) => unknownOption(path, key))
+  const received = secretPaths.has(path) ? 'a value that is not shown' : describeValue(valueAt(input.values, issue.path))
+  return [{ key: input.keyOf(path) || 'options', expected: issue.message, received, remedy: remedyFor(path, input) }]
+}
+
+function remedyFor(path: string, input: Input): string {
+  const variable = Object.keys(environmentVariables).find((name) => environmentVariables[name] === path)
+  const key = input.keyOf(path)
+  if (variable === undefined) return 'Correct it in the call.'
+  return key === variable ? `Correct or unset ${variable}.` : `Correct it in the call, or leave it out and set ${variable}.`
+}
+
+function unknownOption(path: string, key: string): ConfigProblem {
+  const known = optionNames[path] ?? []
+  const near = known.find((name) => name.toLowerCase() === key.toLowerCase() || name.startsWith(key) || key.startsWith(name))
+  return {
+    key: path ? `${path}.${key}` : key,
+    expected: `one of ${known.join(', ')}`,
+    received: 'an option that does not exist',
+    remedy: near ? `Did you mean ${near}?` : 'Remove it.',
+  }
+}
+
+interface TargetContext {
+  readonly environment: Environment
+  readonly env: NodeJS.ProcessEnv
+  readonly input: Input
+  readonly problems: ConfigProblem[]
+}
+
+function resolveTarget(options: ParsedPostgres, context: TargetContext): PostgresTarget | undefined {
+  const { environment, env, problems } = context
+  if (options.url !== undefined && options.embedded !== undefined && context.input.keyOf('postgres.url') === 'postgres.url') {
+    problems.push({
+      key: 'postgres',
+      expected: 'either url or embedded',
+      received: 'both',
+      remedy: 'Leave one of them out.',
+    })
+    return undefined
+  }
+  if (options.url !== undefined) return resolveUrl('postgres.url', options.url, options, context)
+  if (options.embedded === undefined || context.input.keyOf('postgres.embedded.dataDir') === 'DATABASE_EMBEDDED_DATA_DIR') {
+    if (env['PGHOST']) return resolveLibpq(options, context)
+  }
+  if (environment === 'production') {
+    problems.push({
+      key: 'DATABASE_URL',
+      expected: 'a postgres:// URL',
+      received: options.embedded ? 'the embedded PostgreSQL' : 'nothing',
+      remedy: 'Set DATABASE_URL. The embedded PostgreSQL is for development only, and NODE_ENV is not development or test.',
+    })
+    return undefined
+  }
+  return { kind: 'embedded', dataDir: options.embedded?.dataDir ?? (environment === 'test' ? 'memory' : '.kanta/postgres') }
+}
+
+function resolveDirectTarget(
+  options: ParsedPostgres,
+  target: PostgresTarget | undefined,
+  context: TargetContext,
+): PostgresTarget | undefined {
+  if (options.directUrl === undefined) return target
+  return resolveUrl('postgres.directUrl', options.directUrl, options, context)
+}
+
+const urlParameters = ['sslmode', 'sslrootcert', 'application_name', 'host']
+
+function resolveUrl(path: string, value: string, options: ParsedPostgres, context: TargetContext): ServerTarget | undefined {
+  const { input, problems } = context
+  const before = problems.length
+  const wrong = (expected: string, received: string, remedy: string): void => {
+    problems.push({ key: input.keyOf(path), expected, received, remedy })
+  }
+  const url = URL.parse(value)
+  if (!url || !/^postgres(ql)?:$/.test(url.protocol)) {
+    const received = url && !url.password && !url.username ? `a ${url.protocol}// URL` : 'a value that is not shown'
+    wrong('postgres://user:password@host:5432/database', received, 'Percent-encode special characters in user and password.')
+    return undefined
+  }
+  for (const name of url.searchParams.keys()) {
+    if (!urlParameters.includes(name)) {
+      wrong(`only the parameters ${urlParameters.join(', ')}`, name, 'Remove it; most settings are options of createDatabase.')
+    }
+  }
+  const database = decode(url.pathname.slice(1))
+  const host = url.searchParams.get('host') ?? decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
+  if (!host) wrong('a host', 'none', 'Write postgres://host/database, or ?host=/folder for a socket.')
+  if (!database) wrong('a database', 'none', 'Write its name after the host: postgres://host/database.')
+  const ca = url.searchParams.get('sslrootcert')
+  const target = completeTarget(options, context, {
+    host,
+    port: url.port === '' ? 5432 : Number(url.port),
+    user: decode(url.username) || systemUser(context.env),
+    password: url.password === '' ? undefined : decode(url.password),
+    database,
+    sslMode: url.searchParams.get('sslmode'),
+    sslModeKey: `${input.keyOf(path)} (sslmode)`,
+    caFile: ca,
+    applicationName: url.searchParams.get('application_name'),
+  })
+  return problems.length > before ? undefined : target
+}
+
+/** The variables that psql and its kin read. */
+function resolveLibpq(options: ParsedPostgres, context: TargetContext): ServerTarget | undefined {
+  const { env, problems } = context
+  const before = problems.length
+  const port = env['PGPORT'] ? Number(env['PGPORT']) : 5432
+  if (!Number.isInteger(port) || port < 1 || port > 65_535) {
+    const received = describeValue(env['PGPORT'])
+    problems.push({ key: 'PGPORT', expected: 'a port from 1 to 65535', received, remedy: 'Correct or unset PGPORT.' })
+  }
+  const user = env['PGUSER'] || systemUser(env)
+  const target = completeTarget(options, context, {
+    host: env['PGHOST'] ?? 'localhost',
+    port,
+    user,
+    password: env['PGPASSWORD'],
+    database: env['PGDATABASE'] || user,
+    sslMode: env['PGSSLMODE'] ?? null,
+    sslModeKey: 'PGSSLMODE',
+    caFile: env['PGSSLROOTCERT'] ?? null,
+    applicationName: env['PGAPPNAME'] ?? null,
+  })
+  return problems.length > before ? undefined : target
+}
+
+interface Place {
+  readonly host: string
+  readonly port: number
+  readonly user: string
+  readonly password: string | undefined
+  readonly database: string
+  readonly sslMode: string | null
+  readonly sslModeKey: string
+  readonly caFile: string | null
+  readonly applicationName: string | null
+}
+
+function completeTarget(options: ParsedPostgres, context: TargetContext, place: Place): ServerTarget {
+  const { environment, env, problems } = context
+  const mode = options.ssl ?? place.sslMode ?? defaultSslMode(place.host, environment)
+  const isKnown = (sslModes as readonly string[]).includes(mode)
+  if (!isKnown) {
+    problems.push({
+      key: place.sslModeKey,
+      expected: sslModeExpected,
+      received: describeValue(mode),
+      remedy: 'Modes such as require and prefer mean different things to different drivers; say verify-full for safety.',
+    })
+  }
+  const caFile = env['DATABASE_SSL_CA_FILE'] ?? place.caFile ?? undefined
+  const password = options.password ?? place.password
+  return {
+    kind: 'server',
+    host: place.host,
+    port: place.port,
+    user: place.user,
+    password: password === undefined ? undefined : new Secret(password),
+    database: place.database,
+    ssl: isKnown ? (mode as SslMode) : 'verify-full',
+    sslCa: options.sslCa ?? (caFile ? readCertificate(caFile, problems) : undefined),
+    applicationName: options.applicationName ?? place.applicationName ?? 'kanta',
+    connectTimeoutMs: options.connectTimeoutMs ?? 5_000,
+    statementTimeoutMs: options.statementTimeoutMs,
+  }
+}
+
+function readCertificate(file: string, problems: ConfigProblem[]): string | undefined {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch (error) {
+    const reason = (error as NodeJS.ErrnoException).code ?? 'unreadable'
+    problems.push({
+      key: 'DATABASE_SSL_CA_FILE',
+      expected: 'a PEM file that can be read',
+      received: `${JSON.stringify(file)} (${reason})`,
+      remedy: 'Correct the path (DATABASE_SSL_CA_FILE, sslrootcert or PGSSLROOTCERT).',
+    })
+    return undefined
+  }
+}
+
+function defaultSslMode(host: string, environment: Environment): SslMode {
+  const isLocal = host.startsWith('/') || /^(localhost|127\..*|::1)$/.test(host)
+  return environment === 'production' && !isLocal ? 'verify-full' : 'disable'
+}
+
+function resolvePool(
+  options: ParsedPostgres['pool'],
+  environment: Environment,
+  kind: PostgresTarget['kind'],
+): ResolvedConfig['pool'] {
+  return {
+    // The embedded PostgreSQL is a single session.
+    max: kind === 'embedded' ? 1 : (options?.max ?? 20),
+    acquireTimeoutMs: options?.acquireTimeoutMs ?? 5_000,
+    idleTimeoutMs: options?.idleTimeoutMs ?? 30_000,
+    maxLifetimeMs: options?.maxLifetimeMs ?? 1_800_000,
+    drainTimeoutMs: options?.drainTimeoutMs ?? (environment === 'production' ? 10_000 : 2_000),
+  }
+}
+
+function resolveRedis(options: ParsedOptions['redis'], input: Input, problems: ConfigProblem[]): RedisTarget | undefined {
+  if (options?.url === undefined) return undefined
+  const url = URL.parse(options.url)
+  if (!url || !/^rediss?:$/.test(url.protocol) || !url.hostname) {
+    problems.push({
+      key: input.keyOf('redis.url'),
+      expected: 'redis://:password@host:6379/0, or rediss:// for TLS',
+      received: 'a value that is not shown',
+      remedy: remedyFor('redis.url', input),
+    })
+    return undefined
+  }
+  return {
+    url: new Secret(options.url),
+    description: `${url.protocol}//${url.host}${url.pathname}`,
+    commandTimeoutMs: options.commandTimeoutMs ?? 500,
+  }
+}
+
+/** The target without credentials, as messages show it. */
+export function describeTarget(target: PostgresTarget): string {
+  if (target.kind === 'embedded') {
+    return target.dataDir === 'memory' ? 'embedded PostgreSQL in memory' : `embedded PostgreSQL in ${target.dataDir}`
+  }
+  const { host, port, user, database } = target
+  if (host.startsWith('/')) return `postgres://${user}@/${database}?host=${host}&port=${port}`
+  return `postgres://${user}@${host.includes(':') ? `[${host}]` : host}:${port}/${database}`
+}
+
+const stderrLogger: Logger = {
+  info: (message) => void process.stderr.write(`kanta: ${message}\n`),
+  warn: (message) => void process.stderr.write(`kanta: warning: ${message}\n`),
+}
+
+function describeValue(value: unknown): string {
+  if (value === undefined) return 'nothing'
+  if (typeof value === 'function') return 'a function'
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'a list' : 'an object'
+  const shown = JSON.stringify(value) ?? typeof value
+  return shown.length > 60 ? `${shown.slice(0, 57)}…` : shown
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && Object.getPrototypeOf(value) === Object.prototype
+}
+
+/** A copy of the plain objects, so that laying the environment below them changes nothing of the caller's. */
+function copyObjects(value: unknown): unknown {
+  if (!isRecord(value)) return value
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, copyObjects(inner)]))
+}
+
+function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>((value, key) => (isRecord(value) ? value[String(key)] : undefined), root)
+}
+
+function assignAbsent(root: Record<string, unknown>, path: readonly string[], value: unknown): boolean {
+  const [key, ...rest] = path
+  if (key === undefined) return false
+  if (rest.length === 0) {
+    if (root[key] !== undefined) return false
+    root[key] = value
+    return true
+  }
+  root[key] ??= {}
+  const inner = root[key]
+  return isRecord(inner) && assignAbsent(inner, rest, value)
+}
+
+/** Leaves of the right kind only, for the second look at a configuration that is wrong elsewhere. */
+function withoutWrongValues(value: unknown): ParsedPostgres {
+  const fields = isRecord(value) ? value : {}
+  const parsed = Object.entries(postgresShape).flatMap(([key, schema]) => {
+    const result = schema.safeParse(fields[key])
+    return result.success && result.data !== undefined ? [[key, result.data]] : []
+  })
+  return Object.fromEntries(parsed) as ParsedPostgres
+}
+
+function decode(part: string): string {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    return part
+  }
+}
+
+function systemUser(env: NodeJS.ProcessEnv): string {
+  return env['PGUSER'] || env['USER'] || env['USERNAME'] || 'postgres'
+}
+
+function deepFreeze<T extends object>(value: T): T {
+  for (const inner of Object.values(value)) if (isRecord(inner)) deepFreeze(inner)
+  return Object.freeze(value)
+}
