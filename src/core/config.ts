@@ -268,10 +268,11 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
 
   const environment = environmentOf(options, env)
   // Targets are looked at even when another setting is wrong, so that their problems are reported in the same breath.
-  const postgres = parsed.success ? (parsed.data.postgres ?? {}) : withoutWrongValues(input.values['postgres'])
+  const valid: ParsedOptions = parsed.success ? parsed.data : validPart(optionsSchema, input.values)
+  const postgres = valid.postgres ?? {}
   const target = resolveTarget(postgres, { environment, env, input, problems })
   const direct = resolveDirectTarget(postgres, target, { environment, env, input, problems })
-  const redis = resolveRedis(parsed.data?.redis, input, problems)
+  const redis = resolveRedis(valid.redis, input, problems)
   if (!parsed.success || !target || !direct || problems.length > 0) throw new ConfigError(problems)
 
   return deepFreeze({
@@ -280,7 +281,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     directPostgres: direct,
     pool: resolvePool(postgres.pool, environment, target.kind),
     redis,
-    logger: parsed.data.logger ?? stderrLogger,
+    logger: valid.logger ?? stderrLogger,
   })
 }
 
@@ -418,7 +419,8 @@ function resolveUrl(path: string, value: string, options: ParsedPostgres, contex
   const wrong = (expected: string, received: string, remedy: string): void => {
     problems.push({ key: input.keyOf(path), expected, received, remedy })
   }
-  const url = URL.parse(value)
+  // libpq allows no host between @ and /, WHATWG does not.
+  const url = URL.parse(value.replace(/^(postgres(?:ql)?:\/\/[^/?#]*@)(?=\/)/, '$1-'))
   if (!url || !/^postgres(ql)?:$/.test(url.protocol)) {
     const received = url && !url.password && !url.username ? `a ${url.protocol}// URL` : 'a value that is not shown'
     wrong('postgres://user:password@host:5432/database', received, 'Percent-encode special characters in user and password.')
@@ -430,7 +432,7 @@ function resolveUrl(path: string, value: string, options: ParsedPostgres, contex
     }
   }
   const database = decode(url.pathname.slice(1))
-  const host = url.searchParams.get('host') ?? decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
+  const host = url.searchParams.get('host') ?? decode(url.hostname).replace(/^\[(.*)\]$|^-$/, '$1')
   if (!host) wrong('a host', 'none', 'Write postgres://host/database, or ?host=/folder for a socket.')
   if (!database) wrong('a database', 'none', 'Write its name after the host: postgres://host/database.')
   const ca = url.searchParams.get('sslrootcert')
@@ -617,14 +619,17 @@ function assignAbsent(root: Record<string, unknown>, path: readonly string[], va
   return isRecord(inner) && assignAbsent(inner, rest, value)
 }
 
-/** Leaves of the right kind only, for the second look at a configuration that is wrong elsewhere. */
-function withoutWrongValues(value: unknown): ParsedPostgres {
-  const fields = isRecord(value) ? value : {}
-  const parsed = Object.entries(postgresShape).flatMap(([key, schema]) => {
-    const result = schema.safeParse(fields[key])
-    return result.success && result.data !== undefined ? [[key, result.data]] : []
-  })
-  return Object.fromEntries(parsed) as ParsedPostgres
+/** What is right of a configuration that is wrong elsewhere. */
+function validPart(schema: z.ZodObject, value: unknown): Record<string, unknown> {
+  if (!isRecord(value)) return {}
+  return Object.fromEntries(
+    Object.entries(schema.shape).flatMap(([key, field]) => {
+      const result = z.safeParse(field, value[key])
+      if (result.success) return result.data === undefined ? [] : [[key, result.data]]
+      const inner = field instanceof z.ZodOptional ? field.unwrap() : field
+      return inner instanceof z.ZodObject ? [[key, validPart(inner, value[key])]] : []
+    }),
+  )
 }
 
 function decode(part: string): string {

@@ -1,0 +1,221 @@
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type RawBuilder, sql } from 'kysely'
+import { expect, test, vi } from 'vitest'
+import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
+import { freshDatabaseUrl } from '../support/database.ts'
+import { startPostgres } from '../support/servers.ts'
+
+type PoolOptions = NonNullable<NonNullable<DatabaseOptions['postgres']>['pool']>
+
+function open(url: string, pool: PoolOptions = {}): Promise<Database<never>> {
+  return createDatabase<never>({ postgres: { url, pool }, redis: false })
+}
+
+async function value<T>(database: Database<never>, expression: RawBuilder<unknown>): Promise<T> {
+  const { rows } = await sql<{ value: T }>`select ${expression} as value`.execute(database.db)
+  return (rows[0] as { value: T }).value
+}
+
+const backend = (database: Database<never>): Promise<number> => value<number>(database, sql`pg_backend_pid()`)
+
+/** Ends the backends that sleep, and says how many those were. */
+function terminateSleepers(database: Database<never>): Promise<number> {
+  return value<number>(
+    database,
+    sql`(select count(pg_terminate_backend(pid))::int from pg_stat_activity
+         where datname = current_database() and pid <> pg_backend_pid() and query like '%pg_sleep%')`,
+  )
+}
+
+test('a killed idle connection is dropped and the next query works', async () => {
+  const url = await freshDatabaseUrl('empty')
+  await using database = await open(url, { max: 2 })
+  await using other = await open(url)
+  const victim = await backend(database)
+  await sql`select pg_terminate_backend(${victim})`.execute(other.db)
+  await vi.waitUntil(() => database.stats().pool.total === 0)
+  expect(await backend(database)).not.toBe(victim)
+})
+
+test('a connection killed under a statement fails that statement alone', async () => {
+  const url = await freshDatabaseUrl('empty')
+  await using database = await open(url, { max: 2 })
+  await using other = await open(url)
+  const sleeping = sql`select pg_sleep(60)`.execute(database.db).catch((error: unknown) => error)
+  await vi.waitUntil(async () => (await terminateSleepers(other)) > 0)
+  expect(await sleeping).toMatchObject({ code: 'SERVER_SHUTDOWN', retry: 'none', transient: true, sqlState: '57P01' })
+  expect(await value(database, sql`1`)).toBe(1)
+})
+
+test('a connection killed between the statements of a transaction advises to repeat the whole', async () => {
+  const url = await freshDatabaseUrl('empty')
+  await using database = await open(url, { max: 2 })
+  await using other = await open(url)
+  const failed = database.db.transaction().execute(async (trx) => {
+    const { rows } = await sql<{ pid: number }>`select pg_backend_pid() as pid`.execute(trx)
+    await sql`select pg_terminate_backend(${rows[0]?.pid})`.execute(other.db)
+    await vi.waitUntil(async () => (await value<number>(other, sql`(select count(*)::int from pg_stat_activity where pid = ${rows[0]?.pid})`)) === 0)
+    await sql`select 1`.execute(trx)
+  })
+  await expect(failed).rejects.toMatchObject({ transient: true })
+  expect(await value(database, sql`1`)).toBe(1)
+  expect(database.stats().pool).toMatchObject({ total: 1, idle: 1 })
+})
+
+test('a server that is killed and comes back is used again without a restart of ours', async () => {
+  const server = await startPostgres()
+  try {
+    await using database = await open(server.url, { max: 5 })
+    await Promise.all(Array.from({ length: 5 }, () => value(database, sql`pg_sleep(0.01)`)))
+    await server.kill('SIGKILL')
+    await expect(value(database, sql`1`)).rejects.toMatchObject({ transient: true })
+    await server.restart()
+    expect(await value(database, sql`1`)).toBe(1)
+  } finally {
+    await server.stop()
+  }
+})
+
+test('a borrower that leaves a transaction open does not hand it to the next', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 1 })
+  await sql`create table notes (id int)`.execute(database.db)
+  await database.db.connection().execute(async (connection) => {
+    await sql`begin`.execute(connection)
+    await sql`insert into notes values (1)`.execute(connection)
+  })
+  expect(await value(database, sql`(select count(*)::int from notes)`)).toBe(0)
+  expect(await value(database, sql`pg_current_xact_id_if_assigned()`)).toBeNull()
+})
+
+test('nobody waits longer than acquireTimeoutMs, and the message says who holds the connections', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 1, acquireTimeoutMs: 50 })
+  const released = Promise.withResolvers<void>()
+  const held = Promise.withResolvers<void>()
+  const holder = database.db.connection().execute(async (connection) => {
+    await sql`select 'the holder'`.execute(connection)
+    held.resolve()
+    await released.promise
+  })
+  await held.promise
+  const start = performance.now()
+  const error = await value(database, sql`1`).catch((thrown: unknown) => thrown)
+  expect(error).toMatchObject({ code: 'POOL_TIMEOUT', limitMs: 50, retry: 'statement' })
+  expect(String(error)).toMatch(/1 of 1 are in use.*select 'the holder'.*Raise pool\.max/s)
+  expect(performance.now() - start).toBeGreaterThanOrEqual(49)
+  released.resolve()
+  await holder
+  expect(await value(database, sql`1`)).toBe(1)
+})
+
+test('waiting callers are served in the order they came', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 1 })
+  const order: number[] = []
+  await Promise.all(Array.from({ length: 20 }, async (_, n) => order.push(await value<number>(database, sql`${n}::int`))))
+  expect(order).toEqual(Array.from({ length: 20 }, (_, n) => n))
+  expect(database.stats().pool).toMatchObject({ total: 1, waiting: 0 })
+})
+
+test('no more connections are opened than allowed', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 3 })
+  await Promise.all(Array.from({ length: 30 }, () => value(database, sql`1`)))
+  expect(database.stats().pool.total).toBeLessThanOrEqual(3)
+})
+
+test('idle connections are closed after idleTimeoutMs', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 3, idleTimeoutMs: 20 })
+  await Promise.all(Array.from({ length: 3 }, () => value(database, sql`pg_sleep(0.02)`)))
+  await vi.waitUntil(() => database.stats().pool.total === 0)
+})
+
+test('a connection past its lifetime is replaced', async () => {
+  await using database = await open(await freshDatabaseUrl('empty'), { max: 1, maxLifetimeMs: 40 })
+  const first = await backend(database)
+  await vi.waitUntil(async () => (await backend(database)) !== first)
+})
+
+test('close waits for running statements, refuses new ones, and can be called again', async () => {
+  const database = await open(await freshDatabaseUrl('empty'), { drainTimeoutMs: 5_000 })
+  const running = value(database, sql`pg_sleep(0.1)`)
+  await vi.waitUntil(() => database.stats().pool.idle === 0)
+  const closing = database.close()
+  await expect(value(database, sql`1`)).rejects.toMatchObject({ code: 'DATABASE_CLOSED' })
+  await running
+  await closing
+  await database.close()
+  expect(database.stats().pool.total).toBe(0)
+})
+
+test('close cuts what does not end within drainTimeoutMs', async () => {
+  const url = await freshDatabaseUrl('empty')
+  const database = await open(url, { drainTimeoutMs: 50 })
+  const running = value(database, sql`pg_sleep(60)`).catch((error: unknown) => error)
+  await vi.waitUntil(() => database.stats().pool.idle === 0)
+  const start = performance.now()
+  await database.close()
+  expect(performance.now() - start).toBeLessThan(5_000)
+  expect(await running).toMatchObject({ code: 'CONNECTION_LOST' })
+  await using other = await open(url)
+  await terminateSleepers(other)
+})
+
+test('a server that refuses is told within the time of one attempt, by where it is', async () => {
+  const server = await startPostgres()
+  await server.stop()
+  await expect(open(server.url.replace('postgres@', 'postgres:hunter2@'))).rejects.toMatchObject({
+    code: 'CONNECTION_FAILED',
+    message: expect.not.stringContaining('hunter2') as string,
+  })
+})
+
+test('a frozen server is given up after connectTimeoutMs', async () => {
+  const server = await startPostgres()
+  try {
+    await server.kill('SIGSTOP')
+    const start = performance.now()
+    const opening = createDatabase({ postgres: { url: server.url, connectTimeoutMs: 200 }, redis: false })
+    await expect(opening).rejects.toMatchObject({ code: 'CONNECTION_FAILED', message: expect.stringContaining('200 ms') as string })
+    expect(performance.now() - start).toBeLessThan(2_000)
+  } finally {
+    await server.stop()
+  }
+})
+
+test('a wrong password and a missing database have errors of their own', async () => {
+  const url = await freshDatabaseUrl('empty')
+  await expect(open(withPart(url, { pathname: '/nowhere' }))).rejects.toMatchObject({
+    code: 'DATABASE_NOT_FOUND',
+  })
+  await expect(open(withPart(url, { username: 'nobody_here' }))).rejects.toMatchObject({
+    code: 'AUTHENTICATION_FAILED',
+  })
+})
+
+test('a password function is asked for each new connection, and what it gives is used', async () => {
+  const server = await startPostgres()
+  try {
+    await using admin = await open(server.url)
+    await sql`create role app login password 'right'`.execute(admin.db)
+    writeFileSync(join(server.dataDir, 'pg_hba.conf'), 'host all app all scram-sha-256\nhost all all all trust\n')
+    await sql`select pg_reload_conf()`.execute(admin.db)
+
+    const url = withPart(server.url, { username: 'app' })
+    const answers = ['wrong', 'right', 'right']
+    const password = (): Promise<string> => Promise.resolve(answers.shift() ?? 'too many')
+    const connect = (): Promise<Database<never>> =>
+      createDatabase<never>({ postgres: { url, password, pool: { max: 2 } }, redis: false })
+
+    await vi.waitUntil(() => value(admin, sql`(select count(*) > 1 from pg_hba_file_rules)`))
+    await expect(connect()).rejects.toMatchObject({ code: 'AUTHENTICATION_FAILED' })
+    await using database = await connect()
+    await Promise.all([value(database, sql`pg_sleep(0.02)`), value(database, sql`pg_sleep(0.02)`)])
+    expect(database.stats().pool.total).toBe(2)
+    expect(answers).toEqual([])
+  } finally {
+    await server.stop()
+  }
+})
+
+function withPart(url: string, part: Partial<Pick<URL, 'pathname' | 'username'>>): string {
+  return Object.assign(new URL(url), part).href
+}

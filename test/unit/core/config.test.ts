@@ -1,0 +1,198 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { inspect } from 'node:util'
+import { afterAll, expect, test } from 'vitest'
+import { type DatabaseOptions, describeTarget, resolveConfig, type ServerTarget } from '../../../src/core/config.ts'
+import { ConfigError } from '../../../src/core/errors.ts'
+
+const folder = mkdtempSync(join(tmpdir(), 'kanta-config-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+
+function problemsOf(options: unknown, env: NodeJS.ProcessEnv = {}): ConfigError['problems'] {
+  try {
+    resolveConfig(options as DatabaseOptions, env)
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems
+    throw error
+  }
+  throw new Error('the configuration was accepted')
+}
+
+function serverOf(options: DatabaseOptions, env: NodeJS.ProcessEnv = {}): ServerTarget {
+  const { postgres } = resolveConfig(options, env)
+  if (postgres.kind !== 'server') throw new Error('not a server')
+  return postgres
+}
+
+test('nothing configured means the embedded PostgreSQL with its data kept', () => {
+  expect(resolveConfig({}, {})).toMatchObject({
+    environment: 'development',
+    postgres: { kind: 'embedded', dataDir: '.kanta/postgres' },
+    pool: { max: 1 },
+    redis: undefined,
+  })
+})
+
+test('under NODE_ENV=test the embedded PostgreSQL keeps nothing', () => {
+  expect(resolveConfig({}, { NODE_ENV: 'test' }).postgres).toEqual({ kind: 'embedded', dataDir: 'memory' })
+})
+
+test.each(['production', 'staging'])('NODE_ENV=%s refuses to start without a URL, or embedded on request', (name) => {
+  expect(problemsOf({}, { NODE_ENV: name })).toMatchObject([{ key: 'DATABASE_URL', received: 'nothing' }])
+  expect(problemsOf({ postgres: { embedded: {} } }, { NODE_ENV: name })).toHaveLength(1)
+})
+
+test('every part of a URL is understood', () => {
+  const url = 'postgres://ap%40p:p%2Fw@db.example.org:6432/sh%20op?sslmode=no-verify&application_name=api'
+  const target = serverOf({ postgres: { url } })
+  expect(target).toMatchObject({
+    host: 'db.example.org',
+    port: 6432,
+    user: 'ap@p',
+    database: 'sh op',
+    ssl: 'no-verify',
+    applicationName: 'api',
+  })
+  expect(target.password?.reveal()).toBe('p/w')
+})
+
+test('a socket folder and an IPv6 address are hosts', () => {
+  expect(serverOf({ postgres: { url: 'postgres://u@/shop?host=/run/postgresql' } }).host).toBe('/run/postgresql')
+  const v6 = serverOf({ postgres: { url: 'postgres://u@[::1]:5433/shop' } })
+  expect(v6.host).toBe('::1')
+  expect(describeTarget(v6)).toBe('postgres://u@[::1]:5433/shop')
+})
+
+test('in production a server elsewhere is only trusted with a verified certificate', () => {
+  const env = { NODE_ENV: 'production' }
+  expect(serverOf({ postgres: { url: 'postgres://u@db.example.org/shop' } }, env).ssl).toBe('verify-full')
+  expect(serverOf({ postgres: { url: 'postgres://u@127.0.0.1/shop' } }, env).ssl).toBe('disable')
+  expect(serverOf({ postgres: { url: 'postgres://u@db.example.org/shop', ssl: 'disable' } }, env).ssl).toBe('disable')
+})
+
+test.each(['require', 'prefer', 'allow', 'verify-ca'])('sslmode=%s is refused and the safe mode named', (mode) => {
+  const [problem] = problemsOf({ postgres: { url: `postgres://u@h/d?sslmode=${mode}` } })
+  expect(problem).toMatchObject({ received: `"${mode}"`, remedy: expect.stringContaining('verify-full') })
+})
+
+test('an option wins over its variable, a variable over the default', () => {
+  const env = { DATABASE_POOL_MAX: '7', DATABASE_POOL_IDLE_TIMEOUT_MS: '1234', DATABASE_URL: 'postgres://u@h/d' }
+  expect(resolveConfig({ postgres: { pool: { max: 3 } } }, env).pool).toMatchObject({ max: 3, idleTimeoutMs: 1234 })
+  expect(resolveConfig({}, env).pool).toMatchObject({ max: 7, acquireTimeoutMs: 5000 })
+})
+
+test('a place given in code replaces all that the environment says of the place', () => {
+  const env = {
+    DATABASE_URL: 'postgres://env@env/env',
+    DATABASE_PASSWORD: 'env',
+    DATABASE_DIRECT_URL: 'postgres://env@direct/env',
+  }
+  const config = resolveConfig({ postgres: { url: 'postgres://u@h/d' } }, env)
+  expect(config.postgres).toMatchObject({ host: 'h', password: undefined })
+  expect(config.directPostgres).toMatchObject({ host: 'h' })
+  expect(resolveConfig({ postgres: { embedded: { dataDir: 'memory' } } }, env).postgres.kind).toBe('embedded')
+})
+
+test('a direct URL is for migrations only', () => {
+  const env = { DATABASE_URL: 'postgres://u@pooler/d', DATABASE_DIRECT_URL: 'postgres://u@server/d' }
+  const config = resolveConfig({}, env)
+  expect(config.postgres).toMatchObject({ host: 'pooler' })
+  expect(config.directPostgres).toMatchObject({ host: 'server' })
+})
+
+test("libpq's variables are the last resort", () => {
+  const env = { PGHOST: 'h', PGPORT: '5433', PGUSER: 'u', PGPASSWORD: 'p', PGSSLMODE: 'disable' }
+  expect(serverOf({}, env)).toMatchObject({ host: 'h', port: 5433, user: 'u', database: 'u', ssl: 'disable' })
+  expect(serverOf({}, { ...env, DATABASE_URL: 'postgres://x@y/z' })).toMatchObject({ host: 'y' })
+  expect(problemsOf({}, { ...env, PGPORT: 'many' })).toMatchObject([{ key: 'PGPORT', received: '"many"' }])
+})
+
+test('a secret can come from a file, whose last line end is not part of it', () => {
+  const file = join(folder, 'url')
+  writeFileSync(file, 'postgres://u:from-file@h/d\n')
+  expect(serverOf({}, { DATABASE_URL_FILE: file }).password?.reveal()).toBe('from-file')
+  expect(problemsOf({}, { DATABASE_URL_FILE: file, DATABASE_URL: 'postgres://u@h/d' })).toMatchObject([
+    { key: 'DATABASE_URL_FILE', received: 'both' },
+  ])
+})
+
+test('a missing secret file is named with its reason', () => {
+  const file = join(folder, 'missing')
+  expect(problemsOf({}, { DATABASE_URL_FILE: file })).toMatchObject([
+    { key: 'DATABASE_URL_FILE', received: `${JSON.stringify(file)} (ENOENT)` },
+  ])
+})
+
+test('all problems are reported at once, each by the name the user gave it', () => {
+  const keys = problemsOf(
+    { postgres: { url: 'mysql://u:p@h/d', pool: { max: 0, maxx: 3 } }, redis: { url: 'http://x' }, colour: 'red' },
+    { DATABASE_POOL_IDLE_TIMEOUT_MS: 'soon' },
+  ).map((problem) => problem.key)
+  expect(keys.toSorted()).toEqual(
+    [
+      'postgres.url',
+      'postgres.pool.max',
+      'postgres.pool.maxx',
+      'redis.url',
+      'colour',
+      'DATABASE_POOL_IDLE_TIMEOUT_MS',
+    ].toSorted(),
+  )
+})
+
+test('a problem of the redis URL is reported without the value', () => {
+  expect(problemsOf({ redis: { url: 'http://:hunter2@x' } })).toMatchObject([
+    { key: 'redis.url', received: 'a value that is not shown' },
+  ])
+})
+
+test('an unknown option names those that exist, and the near one', () => {
+  const [problem] = problemsOf({ postgres: { pool: { Max: 3 } } })
+  expect(problem).toMatchObject({ key: 'postgres.pool.Max', remedy: 'Did you mean max?' })
+  expect(problem?.expected).toContain('acquireTimeoutMs')
+})
+
+test.each([
+  [{ postgres: { pool: { max: 1.5 } } }, 'postgres.pool.max'],
+  [{ postgres: { pool: { max: Number.NaN } } }, 'postgres.pool.max'],
+  [{ postgres: { connectTimeoutMs: 2 ** 31 } }, 'postgres.connectTimeoutMs'],
+  [{ postgres: { pool: { acquireTimeoutMs: -1 } } }, 'postgres.pool.acquireTimeoutMs'],
+  [{ postgres: [] }, 'postgres'],
+  [{ logger: {} }, 'logger'],
+  [{ postgres: { embedded: {}, url: 'postgres://u@h/d' } }, 'postgres'],
+  [7, 'options'],
+])('%j is refused by its key', (options, key) => {
+  expect(problemsOf(options).map((problem) => problem.key)).toContain(key)
+})
+
+test.each([
+  'postgres://app:hunter2@db.example.org/shop?sslmode=require',
+  'postgres://app:hunter2@db.example.org',
+  'mysql://app:hunter2@db.example.org/shop',
+  'postgres://app:hunter2/x@db.example.org:port/shop',
+  'app:hunter2@db.example.org',
+])('no message, inspection or JSON shows the password of %s', (url) => {
+  for (const env of [{ DATABASE_URL: url }, { DATABASE_DIRECT_URL: url }, { REDIS_URL: url }]) {
+    try {
+      const config = resolveConfig({}, env)
+      expect(inspect(config, { depth: null, showHidden: true })).not.toContain('hunter2')
+      expect(JSON.stringify(config)).not.toContain('hunter2')
+    } catch (error) {
+      expect(error).toBeInstanceOf(ConfigError)
+      expect(inspect(error, { depth: null })).not.toContain('hunter2')
+    }
+  }
+})
+
+test('a valid configuration is frozen to its depth and shows no secret', () => {
+  const config = resolveConfig({ postgres: { url: 'postgres://u:hunter2@h/d' } }, {})
+  expect(Object.isFrozen(config) && Object.isFrozen(config.postgres) && Object.isFrozen(config.pool)).toBe(true)
+  expect(inspect(config, { depth: null, showHidden: true }) + JSON.stringify(config)).not.toContain('hunter2')
+})
+
+test('the options of the caller stay as they were', () => {
+  const options = { postgres: { url: 'postgres://u@h/d' } }
+  resolveConfig(options, { DATABASE_POOL_MAX: '7' })
+  expect(options).toEqual({ postgres: { url: 'postgres://u@h/d' } })
+})
