@@ -1,6 +1,6 @@
 /**
- * The types of the database schema, written by `kanta codegen` from the migrations. Do not edit: change the schema
- * by a migration and generate again.
+ * The types of the database schema, written by `kanta codegen` from the migrations. Do not edit: change the schema by
+ * a migration and generate them again.
  */
 import type { ColumnType } from 'kysely'
 
@@ -179,7 +179,7 @@ export interface DB {
   users: Users
 }
 
-/** The names that a violation carries: constraints of all kinds and unique indexes. */
+/** What a violation may name as its constraint: constraints of all kinds and unique indexes. */
 export type ConstraintName =
   | 'categories_name_check'
   | 'categories_parent_check'

@@ -1,5 +1,7 @@
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { dirname, resolve } from 'node:path'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Client } from 'pg'
 import type { PGlite } from '@electric-sql/pglite'
 import { describeTarget, type EmbeddedTarget, type Logger } from '../core/config.ts'
@@ -20,7 +22,11 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
   const description = describeTarget(target)
   const { createPgConfig, PGlite } = await loadPGlite()
   const folder = target.dataDir === 'memory' ? undefined : lockFolder(target.dataDir)
-  const pglite = await start(() => new PGlite(folder ? { dataDir: folder.path } : {}), description, folder)
+  const pglite = await start(PGlite, folder).catch((error: unknown) => {
+    folder?.unlock()
+    const advice = 'If another version of PGlite wrote its data, move the folder away'
+    throw unavailable(`The ${description} could not be started. ${advice}`, error)
+  })
   logger.info(`using the ${description} (development only; set DATABASE_URL for a server)`)
 
   let sessionFree: Promise<void> = Promise.resolve()
@@ -85,18 +91,52 @@ async function loadPGlite() {
   }
 }
 
-async function start(create: () => PGlite, description: string, folder: LockedFolder | undefined): Promise<PGlite> {
-  try {
-    const pglite = create()
-    await pglite.waitReady
-    return pglite
-  } catch (error) {
-    folder?.unlock()
-    throw unavailable(
-      `The ${description} could not be started. If another version of PGlite wrote its data, move the folder away`,
-      error,
-    )
+type Engine = typeof PGlite
+
+/** A new cluster takes seconds to set up and is always the same, so the first one is kept as a file to copy. */
+async function start(Engine: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
+  const place = folder ? { dataDir: folder.path } : {}
+  if (folder && existsSync(join(folder.path, 'PG_VERSION'))) return ready(new Engine(place))
+
+  const file = clusterFile()
+  if (existsSync(file)) {
+    try {
+      return await ready(new Engine({ ...place, loadDataDir: new Blob([readFileSync(file)]) }))
+    } catch {
+      // A file that cannot be used is made anew below.
+      rmSync(file, { force: true })
+      if (folder) rmSync(folder.path, { recursive: true, force: true })
+    }
   }
+  const pglite = await ready(new Engine(place))
+  await keepCluster(pglite, file)
+  return pglite
+}
+
+async function ready(pglite: PGlite): Promise<PGlite> {
+  await pglite.waitReady
+  return pglite
+}
+
+async function keepCluster(pglite: PGlite, file: string): Promise<void> {
+  const draft = `${file}.${process.pid}`
+  try {
+    const cluster = await pglite.dumpDataDir('none')
+    mkdirSync(dirname(file), { recursive: true })
+    writeFileSync(draft, new Uint8Array(await cluster.arrayBuffer()))
+    renameSync(draft, file)
+  } catch {
+    // Without a writable cache every start is a slow one, and nothing else is different.
+    rmSync(draft, { force: true })
+  }
+}
+
+/** In the user's own cache, where nobody else can put a cluster with surprises. */
+function clusterFile(): string {
+  const cache = process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache')
+  const manifest = new URL('../package.json', import.meta.resolve('@electric-sql/pglite'))
+  const { version } = JSON.parse(readFileSync(fileURLToPath(manifest), 'utf8')) as { version: string }
+  return join(cache, 'kanta', `pglite-${version}.tar`)
 }
 
 interface LockedFolder {

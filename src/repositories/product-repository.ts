@@ -32,7 +32,10 @@ const productColumns = {
  * const next = await products.findWithCategories({ category: 'kitchen', limit: 20, after: page.at(-1) })
  * ```
  */
-export class ProductRepository extends Repository<DB, 'products', Product, typeof productColumns> implements ProductStore {
+export class ProductRepository
+  extends Repository<DB, 'products', Product, typeof productColumns>
+  implements ProductStore
+{
   constructor(database: QuerySource<DB>) {
     super(database, {
       table: 'products',

@@ -77,7 +77,9 @@ function costs(logN: number, r: number, p: number): ScryptOptions {
 }
 
 function parsed(hash: string): { logN: number; r: number; p: number; salt: Buffer; key: Buffer } {
-  const match = /^\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{11,86})\$([A-Za-z0-9+/]{22,86})$/.exec(hash)
+  const match = /^\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{11,86})\$([A-Za-z0-9+/]{22,86})$/.exec(
+    hash,
+  )
   const [, ln, r, p, salt = '', key = ''] = match ?? []
   const found = { logN: Number(ln), r: Number(r), p: Number(p), salt: decoded(salt), key: decoded(key) }
   // A stored hash decides how much memory is spent on it, so it is not believed without limits.

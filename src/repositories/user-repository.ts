@@ -36,7 +36,7 @@ const userColumns = {
  */
 export class UserRepository extends Repository<DB, 'users', User, typeof userColumns> implements UserStore {
   private readonly passwords: PasswordHasher
-  private decoyHash: Promise<string> | undefined
+  private decoyHash: string | undefined
 
   constructor(database: QuerySource<DB>, dependencies: { readonly passwordHasher?: PasswordHasher } = {}) {
     super(database, {
@@ -68,8 +68,8 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
       .where('deleted_at', 'is', null)
       .executeTakeFirst()
     if (found === undefined) {
-      this.decoyHash ??= this.passwords.hash('nobody has this password')
-      await this.passwords.verify(password, await this.decoyHash)
+      this.decoyHash ??= await this.passwords.hash('nobody has this password')
+      await this.passwords.verify(password, this.decoyHash)
       return undefined
     }
     const { password_hash, ...user } = found

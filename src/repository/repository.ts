@@ -85,7 +85,7 @@ export interface FindOptions<Entity> {
   readonly offset?: number
 }
 
-type Insertable<Row, Columns> = {
+type NewValues<Row, Columns> = {
   readonly [P in keyof Columns as InsertKey<Row, Columns[P], P, 'required'>]: InsertType<Row[Columns[P] & keyof Row]>
 } & {
   readonly [P in keyof Columns as InsertKey<Row, Columns[P], P, 'optional'>]?: InsertType<Row[Columns[P] & keyof Row]>
@@ -97,7 +97,13 @@ type Insertable<Row, Columns> = {
 type InsertKey<Row, Column, Property, Kind> = Column extends keyof Row
   ? [InsertType<Row[Column]>] extends [never]
     ? never
-    : (undefined extends InsertType<Row[Column]> ? 'optional' : null extends InsertType<Row[Column]> ? 'optional' : 'required') extends Kind
+    : (
+          undefined extends InsertType<Row[Column]>
+            ? 'optional'
+            : null extends InsertType<Row[Column]>
+              ? 'optional'
+              : 'required'
+        ) extends Kind
       ? Property
       : never
   : never
@@ -166,7 +172,12 @@ export abstract class Repository<
 
   constructor(
     database: QuerySource<DB>,
-    definition: RepositoryDefinition<Table, Fitting<Columns, ColumnMap<DB, Table, Entity>>, UpdateObject<DB, Table>, Key>,
+    definition: RepositoryDefinition<
+      Table,
+      Fitting<Columns, ColumnMap<DB, Table, Entity>>,
+      UpdateObject<DB, Table>,
+      Key
+    >,
   ) {
     this.database = database
     this.table = definition.table
@@ -199,11 +210,14 @@ export abstract class Repository<
     return (await this.findById(id)) ?? this.missing()
   }
 
-  /** All entities that match, in the order asked for. */
-  async findMany(where: Where<DB, Table, Entity> = {}, options: FindOptions<Entity> = {}): Promise<Entity[]> {
+  /** All entities that match, in the order asked for; without a condition, all. */
+  async findMany(...given: [] | [where: Where<DB, Table, Entity>, options?: FindOptions<Entity>]): Promise<Entity[]> {
     let query = this.select()
-    for (const condition of this.conditions(where)) query = query.where(condition)
-    for (const [property, direction] of entries(options.orderBy ?? {}, () => this.refusal('orderBy must be a plain object'))) {
+    for (const condition of this.conditions(given)) query = query.where(condition)
+    const [, options = {}] = given
+    for (const [property, direction] of entries(options.orderBy ?? {}, () =>
+      this.refusal('orderBy must be a plain object'),
+    )) {
       const column = this.reference(property)
       if (direction !== 'asc' && direction !== 'desc') {
         throw this.refusal(`orderBy.${property} must be 'asc' or 'desc'`, property)
@@ -226,22 +240,22 @@ export abstract class Repository<
   }
 
   /** Whether at least one row matches; the server stops at the first. */
-  async exists(where: Where<DB, Table, Entity> = {}): Promise<boolean> {
+  async exists(...given: [] | [where: Where<DB, Table, Entity>]): Promise<boolean> {
     let query = this.tables.selectFrom(this.table).select(sql.lit(1).as('found')).limit(1)
-    for (const condition of this.conditions(where)) query = query.where(condition)
+    for (const condition of this.conditions(given)) query = query.where(condition)
     return (await query.executeTakeFirst()) !== undefined
   }
 
   /** How many rows match. The server visits each of them. */
-  async count(where: Where<DB, Table, Entity> = {}): Promise<number> {
+  async count(...given: [] | [where: Where<DB, Table, Entity>]): Promise<number> {
     let query = this.tables.selectFrom(this.table).select((row) => row.fn.countAll().as('count'))
-    for (const condition of this.conditions(where)) query = query.where(condition)
+    for (const condition of this.conditions(given)) query = query.where(condition)
     const { count } = await query.executeTakeFirstOrThrow()
     return Number(count)
   }
 
   /** Inserts one row and gives it back as stored, defaults filled in. A property that is `undefined` takes its default. */
-  async create(values: Insertable<DB[Table], Columns>): Promise<Entity> {
+  async create(values: NewValues<DB[Table], Columns>): Promise<Entity> {
     const row = this.toRow(values, 'create')
     const insert = this.tables.insertInto(this.table)
     const query = Object.keys(row).length === 0 ? insert.defaultValues() : insert.values(row)
@@ -277,10 +291,7 @@ export abstract class Repository<
 
   /** Deletes one row; `false` when it was not there. */
   async delete(id: Entity[Key]): Promise<boolean> {
-    const { numDeletedRows } = await this.tables
-      .deleteFrom(this.table)
-      .where(this.hasKey(id))
-      .executeTakeFirstOrThrow()
+    const { numDeletedRows } = await this.tables.deleteFrom(this.table).where(this.hasKey(id)).executeTakeFirstOrThrow()
     return numDeletedRows > 0n
   }
 
@@ -312,7 +323,12 @@ export abstract class Repository<
     return this.db as unknown as Kysely<Tables>
   }
 
-  private conditions(where: Where<DB, Table, Entity>): Expression<SqlBool>[] {
+  // By rest parameters a condition that was left out differs from one that is undefined by mistake, which is refused.
+  private conditions(
+    given: readonly [] | readonly [where: Where<DB, Table, Entity>, ...unknown[]],
+  ): Expression<SqlBool>[] {
+    if (given.length === 0) return []
+    const [where] = given
     if (typeof where === 'function') return [where(expressionBuilder<DB, Table>())]
     return entries(where, () => this.refusal('a condition must be a plain object or a function')).map(
       ([property, value]): Expression<SqlBool> => {

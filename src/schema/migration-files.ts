@@ -1,6 +1,6 @@
-import { readdir, readFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { MigrationError } from '../core/errors.ts'
+import { DatabaseError, MigrationError } from '../core/errors.ts'
 import { splitStatements, type Statement } from './statements.ts'
 
 /** One migration as its file has it. */
@@ -21,7 +21,7 @@ export interface MigrationStatement {
   readonly line: number
 }
 
-const fileName = /^(\d+)_[A-Za-z0-9][A-Za-z0-9_.-]*\.sql$/
+const namePattern = /^(\d+)_[A-Za-z0-9][A-Za-z0-9_.-]*\.sql$/
 const upMarker = /^--[\s-]*up\s+migration/i
 const downMarker = /^--[\s-]*down\s+migration/i
 
@@ -39,7 +39,11 @@ const transactionControl =
 export async function readMigrations(directory: string): Promise<readonly MigrationFile[]> {
   const names = (await namesIn(directory)).filter((name) => isMeant(name, directory))
   if (names.length === 0) {
-    throw invalid(directory, 'holds no migration', 'Write one with `kanta migrate create <name>`, or name another folder')
+    throw invalid(
+      directory,
+      'holds no migration',
+      'Write one with `kanta migrate create <name>`, or name another folder',
+    )
   }
   names.sort((a, b) => compareNumbers(numberOf(a), numberOf(b)))
   for (const [i, name] of names.entries()) {
@@ -67,10 +71,32 @@ export function compareNumbers(a: bigint, b: bigint): number {
   return a < b ? -1 : 1
 }
 
-/** The names in a migrations folder. Fails with `MIGRATION_INVALID` when it cannot be read. */
-export async function namesIn(directory: string): Promise<string[]> {
+/**
+ * Writes a new file with both markers and the next free number, and resolves to its path. Makes the folder if need be.
+ * Fails with `INVALID_ARGUMENT` when the name has no letter or digit to make a file name of.
+ */
+export async function createMigrationFile(directory: string, name: string): Promise<string> {
+  const words = name.toLowerCase().match(/[a-z0-9]+/g)
+  if (!words) {
+    throw new DatabaseError(
+      'INVALID_ARGUMENT',
+      'The name of a migration needs a letter or digit, as in "add invoices".',
+    )
+  }
+  await mkdir(directory, { recursive: true })
+  const numbers = (await namesIn(directory)).flatMap((file) => namePattern.exec(file)?.[1] ?? [])
+  const next = numbers.map(BigInt).reduce((highest, number) => (number > highest ? number : highest), 0n) + 1n
+  const width = Math.max(4, ...numbers.map((number) => number.length))
+  const file = join(directory, `${String(next).padStart(width, '0')}_${words.join('_')}.sql`)
+  await writeFile(file, '-- Up Migration\n\n\n-- Down Migration\n\n', { flag: 'wx' })
+  return file
+}
+
+async function namesIn(directory: string): Promise<string[]> {
   try {
-    return (await readdir(directory, { withFileTypes: true })).filter((entry) => !entry.isDirectory()).map((entry) => entry.name)
+    return (await readdir(directory, { withFileTypes: true }))
+      .filter((entry) => !entry.isDirectory())
+      .map((entry) => entry.name)
   } catch (cause) {
     const reason = (cause as NodeJS.ErrnoException).code === 'ENOENT' ? 'does not exist' : 'cannot be read'
     throw invalid(directory, reason, 'Name the folder that holds the migrations', cause)
@@ -78,13 +104,17 @@ export async function namesIn(directory: string): Promise<string[]> {
 }
 
 function isMeant(name: string, directory: string): boolean {
-  if (fileName.test(name)) return true
+  if (namePattern.test(name)) return true
   const file = join(directory, name)
   if (/^\d/.test(name) && /\.(?:[cm]?[jt]s)$/.test(name)) {
     throw invalid(file, 'is not SQL', 'Write the migration as a .sql file; programs are not run')
   }
   if (!name.startsWith('.') && name.endsWith('.sql')) {
-    throw invalid(file, 'has no number', 'Name it like 0007_add_invoices.sql: digits, an underscore, then letters, digits, _ . or -')
+    throw invalid(
+      file,
+      'has no number',
+      'Name it like 0007_add_invoices.sql: digits, an underscore, then letters, digits, _ . or -',
+    )
   }
   return false
 }
@@ -95,7 +125,10 @@ async function readMigration(directory: string, fileName: string): Promise<Migra
   const { lineComments } = splitStatements(text)
   const ups = lineComments.filter((comment) => upMarker.test(comment.text))
   const downs = lineComments.filter((comment) => downMarker.test(comment.text))
-  const { statements, unclosed } = splitStatements(text, [...ups, ...downs].map((comment) => comment.start))
+  const { statements, unclosed } = splitStatements(
+    text,
+    [...ups, ...downs].map((comment) => comment.start),
+  )
   if (unclosed) {
     throw invalid(file, `opens ${unclosed.what} that never ends`, 'Close it', undefined, lineAt(text, unclosed.start))
   }
@@ -105,7 +138,13 @@ async function readMigration(directory: string, fileName: string): Promise<Migra
   const again = ups[1] ?? downs[1]
   if (again) throw invalid(file, 'has a section twice', 'Keep one of each', undefined, lineAt(text, again.start))
   if (down && down.start < up.start) {
-    throw invalid(file, 'has its Down section first', 'Put `-- Up Migration` and its SQL first', undefined, lineAt(text, down.start))
+    throw invalid(
+      file,
+      'has its Down section first',
+      'Put `-- Up Migration` and its SQL first',
+      undefined,
+      lineAt(text, down.start),
+    )
   }
   const [first] = statements
   if (first && first.start < up.start) {
@@ -118,7 +157,13 @@ async function readMigration(directory: string, fileName: string): Promise<Migra
     down: placed.filter((_, i) => (statements[i]?.start ?? 0) >= upEnd),
   }
   if (sections.up.length === 0) {
-    throw invalid(file, 'has no SQL under `-- Up Migration`', 'Write it, or remove the file', undefined, lineAt(text, up.start))
+    throw invalid(
+      file,
+      'has no SQL under `-- Up Migration`',
+      'Write it, or remove the file',
+      undefined,
+      lineAt(text, up.start),
+    )
   }
   return { name: fileName.slice(0, -'.sql'.length), file, ...sections }
 }
@@ -127,7 +172,13 @@ function place(statement: Statement, text: string, file: string): MigrationState
   const line = lineAt(text, statement.start)
   if (transactionControl.test(statement.sql)) {
     const [word] = statement.sql.split(/\s/, 1)
-    throw invalid(file, `says ${word?.toUpperCase()}`, 'Remove it: each file runs in a transaction of its own', undefined, line)
+    throw invalid(
+      file,
+      `says ${word?.toUpperCase()}`,
+      'Remove it: each file runs in a transaction of its own',
+      undefined,
+      line,
+    )
   }
   return { sql: statement.sql, line }
 }

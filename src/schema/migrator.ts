@@ -5,7 +5,14 @@ import type { Logger } from '../core/config.ts'
 import { DatabaseError, MigrationError } from '../core/errors.ts'
 import { type Client, type ConnectionSource, endClient } from '../postgres/connection.ts'
 import { toDatabaseError } from '../postgres/sqlstate.ts'
-import { compareNumbers, lineAt, type MigrationFile, type MigrationStatement, numberOf, readMigrations } from './migration-files.ts'
+import {
+  compareNumbers,
+  lineAt,
+  type MigrationFile,
+  type MigrationStatement,
+  numberOf,
+  readMigrations,
+} from './migration-files.ts'
 
 /** Settings of a {@link Migrator}. Times are milliseconds. */
 export interface MigratorOptions {
@@ -84,7 +91,9 @@ export class Migrator {
    * Fails with `MIGRATION_INVALID` before anything runs if a file or their order is wrong, `MIGRATION_LOCKED` if another
    * process migrates for too long, and `MIGRATION_FAILED` if a statement fails: files before it stay applied.
    */
-  async up(options: { readonly to?: string | undefined; readonly count?: number | undefined } = {}): Promise<readonly MigrationRun[]> {
+  async up(
+    options: { readonly to?: string | undefined; readonly count?: number | undefined } = {},
+  ): Promise<readonly MigrationRun[]> {
     const { to, count } = options
     if (count !== undefined) wholeNumber('count', count, 1)
     const files = await readMigrations(this.#directory)
@@ -145,7 +154,9 @@ export class Migrator {
 
   #named(files: readonly MigrationFile[], to: string): MigrationFile {
     const wanted = to.replace(/\.sql$/, '')
-    const found = files.find((file) => file.name === wanted || (/^\d+$/.test(wanted) && numberOf(file.name) === BigInt(wanted)))
+    const found = files.find(
+      (file) => file.name === wanted || (/^\d+$/.test(wanted) && numberOf(file.name) === BigInt(wanted)),
+    )
     if (found) return found
     const last = files.at(-1)?.name ?? ''
     throw new DatabaseError(
@@ -185,12 +196,20 @@ export class Migrator {
   #missing(name: string): MigrationError {
     const file = `${name}.sql`
     const text = `Migration ${name} is applied to ${this.#source.description}, but ${this.#directory} has no ${file}. `
-    return new MigrationError('MIGRATION_INVALID', `${text}Bring the file back from version control; applied files are never removed or renamed.`, {
-      file,
-    })
+    return new MigrationError(
+      'MIGRATION_INVALID',
+      `${text}Bring the file back from version control; applied files are never removed or renamed.`,
+      {
+        file,
+      },
+    )
   }
 
-  async #runAll(session: MigrationSession, files: readonly MigrationFile[], direction: Direction): Promise<readonly MigrationRun[]> {
+  async #runAll(
+    session: MigrationSession,
+    files: readonly MigrationFile[],
+    direction: Direction,
+  ): Promise<readonly MigrationRun[]> {
     const runs: MigrationRun[] = []
     for (const file of files) {
       // A lock session that the server ended no longer keeps others out.
@@ -269,7 +288,10 @@ export class Migrator {
 
   #failure(file: MigrationFile, cause: unknown, statement: MigrationStatement | undefined): MigrationError {
     const limitMs = this.#statementTimeoutMs || undefined
-    const typed = toDatabaseError(cause, { inTransaction: true, ...(statement ? { sql: statement.sql } : { phase: 'commit' }) })
+    const typed = toDatabaseError(cause, {
+      inTransaction: true,
+      ...(statement ? { sql: statement.sql } : { phase: 'commit' }),
+    })
     if (!statement) {
       return new MigrationError(
         'MIGRATION_FAILED',
@@ -279,7 +301,8 @@ export class Migrator {
     }
     const line = statement.line + lineAt(statement.sql, failingOffset(statement.sql, cause)) - 1
     const said = typed.sqlState && cause instanceof Error ? `${cause.message} (${typed.sqlState})` : typed.message
-    const limit = typed.code === 'STATEMENT_TIMEOUT' && limitMs ? ` The limit is ${limitMs} ms (statementTimeoutMs).` : ''
+    const limit =
+      typed.code === 'STATEMENT_TIMEOUT' && limitMs ? ` The limit is ${limitMs} ms (statementTimeoutMs).` : ''
     const hint = hints[typed.sqlState ?? ''] ?? ''
     return new MigrationError(
       'MIGRATION_FAILED',
@@ -320,7 +343,9 @@ export class Migrator {
     const deadline = performance.now() + this.#waitForLockMs
     await client.query("select set_config('application_name', $1, false)", [sessionName()]).catch(rethrowTyped)
     for (let told = false; ; told = true) {
-      const { rows } = await client.query<{ locked: boolean }>('select pg_try_advisory_lock($1) as locked', [lockKey]).catch(rethrowTyped)
+      const { rows } = await client
+        .query<{ locked: boolean }>('select pg_try_advisory_lock($1) as locked', [lockKey])
+        .catch(rethrowTyped)
       if (rows[0]?.locked) return
       const holder = await describeHolder(client)
       const leftMs = deadline - performance.now()
@@ -424,7 +449,10 @@ function excerpt(sql: string): string {
 function wholeNumber(name: string, value: number, least: number): number {
   // 2^31 - 1 is the most that PostgreSQL's settings and Node's timers take.
   if (Number.isInteger(value) && value >= least && value <= 2_147_483_647) return value
-  throw new DatabaseError('INVALID_ARGUMENT', `${name} must be a whole number from ${least} to 2147483647; it is ${String(value)}.`)
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `${name} must be a whole number from ${least} to 2147483647; it is ${String(value)}.`,
+  )
 }
 
 function rethrowTyped(error: unknown): never {

@@ -64,7 +64,7 @@ export function splitStatements(script: string, endsBefore: readonly number[] = 
 
 /** Knows whether a CREATE FUNCTION or PROCEDURE is inside its `BEGIN … END`, by psql's rule. */
 class BodyTracker {
-  #words: string[] = []
+  readonly #words: string[] = []
   #blocks = 0
 
   get open(): boolean {

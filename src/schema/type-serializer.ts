@@ -145,7 +145,9 @@ function withColumnType(imports: readonly StatementNode[]): StatementNode[] {
   const present = imports.some(
     (node) => node.type === 'ImportStatement' && node.imports.some((clause) => clause.name === 'ColumnType'),
   )
-  return present ? [...imports] : [new ImportStatementNode('kysely', [new ImportClauseNode('ColumnType', null)]), ...imports]
+  return present
+    ? [...imports]
+    : [new ImportStatementNode('kysely', [new ImportClauseNode('ColumnType', null)]), ...imports]
 }
 
 function docComment(text: string, indent: string): string {
