@@ -31,3 +31,14 @@ export {
   TransactionError,
 } from './core/errors.ts'
 export type { ConfigProblem, ConnectionErrorCode, ErrorAdvice, ErrorCode, RetryScope } from './core/errors.ts'
+
+// Repositories
+export { Repository } from './repository/repository.ts'
+export type {
+  ColumnMap,
+  FindOptions,
+  QuerySource,
+  RepositoryDefinition,
+  SameColumns,
+  Where,
+} from './repository/repository.ts'
