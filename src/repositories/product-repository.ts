@@ -40,12 +40,12 @@ export class ProductRepository
     super(database, {
       table: 'products',
       columns: productColumns,
-      onUpdate: () => ({ updated_at: sql<Date>`now()`, version: sql<number>`products.version + 1` }),
+      onUpdate: (product) => ({ updated_at: sql<Date>`now()`, version: product('products.version', '+', 1) }),
     })
   }
 
   findBySku(sku: string): Promise<Product | undefined> {
-    return this.first((products) => products.where(sql<boolean>`products.sku = ${sku}`))
+    return this.first((products) => products.where('products.sku', '=', sql.val(sku)))
   }
 
   /** One statement, however many products and categories. */
@@ -62,12 +62,15 @@ export class ProductRepository
             .orderBy('c.id'),
         ).as('categories'),
       )
-      .where('products.is_active', '=', true)
+      // Not a parameter: the generic plan of a prepared statement could not use the index of active products only.
+      .where('products.is_active', '=', sql.lit(true))
       .orderBy('products.name')
       .orderBy('products.id')
       .limit(this.rowCount('limit', limit))
     if (after !== undefined) {
-      query = query.where(sql<boolean>`(products.name, products.id) > (${after.name}, ${after.id})`)
+      query = query.where(
+        (product) => sql<boolean>`${product.refTuple('products.name', 'products.id')} > (${after.name}, ${after.id})`,
+      )
     }
     if (category !== undefined) {
       query = query.where('products.id', 'in', (product) =>

@@ -1,4 +1,4 @@
-import { sql } from 'kysely'
+import { type Expression, type SqlBool, sql } from 'kysely'
 import type { PasswordHasher } from '../domain/password-hasher.ts'
 import type { NewUser, User, UserPage, UserStore } from '../domain/user.ts'
 import type { DB } from '../generated/schema.ts'
@@ -42,20 +42,24 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
     super(database, {
       table: 'users',
       columns: userColumns,
-      onUpdate: () => ({ updated_at: sql<Date>`now()`, version: sql<number>`users.version + 1` }),
+      onUpdate: (user) => ({ updated_at: sql<Date>`now()`, version: user('users.version', '+', 1) }),
     })
     this.passwords = dependencies.passwordHasher ?? scryptPasswordHasher()
   }
 
   findByEmail(email: string): Promise<User | undefined> {
     return this.first((users) =>
-      users.where(sql`lower(users.email)`, '=', sql`lower(${email})`).where('users.deleted_at', 'is', null),
+      users
+        .where((user) => sameLetters(user.fn('lower', ['users.email']), email))
+        .where('users.deleted_at', 'is', null),
     )
   }
 
   findByUsername(username: string): Promise<User | undefined> {
     return this.first((users) =>
-      users.where(sql`lower(users.username)`, '=', sql`lower(${username})`).where('users.deleted_at', 'is', null),
+      users
+        .where((user) => sameLetters(user.fn('lower', ['users.username']), username))
+        .where('users.deleted_at', 'is', null),
     )
   }
 
@@ -63,7 +67,7 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
   async findByCredentials(email: string, password: string): Promise<User | undefined> {
     const found = await this.select()
       .select('password_hash')
-      .where(sql`lower(users.email)`, '=', sql`lower(${email})`)
+      .where((user) => sameLetters(user.fn('lower', ['users.email']), email))
       .where('is_active', '=', true)
       .where('deleted_at', 'is', null)
       .executeTakeFirst()
@@ -79,13 +83,16 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
   /** Neither locked nor deleted, newest first. Pass the last one as `after` for the next page. */
   async findActiveUsers({ limit = 50, after }: UserPage = {}): Promise<User[]> {
     let query = this.select()
-      .where('is_active', '=', true)
+      // Not a parameter: the generic plan of a prepared statement could not use the index of active users only.
+      .where('is_active', '=', sql.lit(true))
       .where('deleted_at', 'is', null)
       .orderBy('created_at', 'desc')
       .orderBy('id', 'desc')
       .limit(this.rowCount('limit', limit))
     if (after !== undefined) {
-      query = query.where(sql<boolean>`(created_at, id) < (${after.createdAt}, ${after.id})`)
+      query = query.where(
+        (user) => sql<boolean>`${user.refTuple('created_at', 'id')} < (${after.createdAt}, ${after.id})`,
+      )
     }
     return await query.execute()
   }
@@ -110,4 +117,9 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
       .executeTakeFirst()
     return user ?? this.missing()
   }
+}
+
+/** As the unique indexes compare: PostgreSQL lowers both sides, by its own rules for letters. */
+function sameLetters(lowered: Expression<unknown>, text: string): Expression<SqlBool> {
+  return sql<SqlBool>`${lowered} = lower(${text})`
 }

@@ -50,13 +50,13 @@ type ColumnHolding<Row, Value> = {
 export type SameColumns<DB, Table extends keyof DB> = { readonly [Column in keyof DB[Table] & string]: Column }
 
 /** How a {@link Repository} finds its rows and maps them. */
-export interface RepositoryDefinition<Table, Columns, Row, Key> {
+export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key> {
   readonly table: Table
   readonly columns: Columns
   /** The property that holds the primary key; without one, calls that take a key do not compile. @default 'id' */
   readonly key?: Key
   /** Columns that {@link Repository.update} sets besides its patch, for instance a time of change. */
-  readonly onUpdate?: () => Row
+  readonly onUpdate?: (row: ExpressionBuilder<DB, Table>) => UpdateObject<DB, Table>
 }
 
 /**
@@ -165,19 +165,14 @@ export abstract class Repository<
   private readonly table: string
   private readonly key: string
   private readonly columns: ReadonlyMap<string, string>
-  private readonly onUpdate: (() => Record<string, unknown>) | undefined
+  private readonly onUpdate: ((row: ExpressionBuilder<DB, Table>) => object) | undefined
 
   /** The select list of an entity, for `select` and `returning` in queries of your own on this table. */
   protected readonly selection: readonly EntityColumn<Entity>[]
 
   constructor(
     database: QuerySource<DB>,
-    definition: RepositoryDefinition<
-      Table,
-      Fitting<Columns, ColumnMap<DB, Table, Entity>>,
-      UpdateObject<DB, Table>,
-      Key
-    >,
+    definition: RepositoryDefinition<DB, Table, Fitting<Columns, ColumnMap<DB, Table, Entity>>, Key>,
   ) {
     this.database = database
     this.table = definition.table
@@ -282,7 +277,7 @@ export abstract class Repository<
     if (Object.keys(changes).length === 0) return await this.getById(id)
     const updated = await this.tables
       .updateTable(this.table)
-      .set({ ...this.onUpdate?.(), ...changes })
+      .set({ ...this.onUpdate?.(expressionBuilder<DB, Table>()), ...changes })
       .where(this.hasKey(id))
       .returning(this.selection)
       .executeTakeFirst()
