@@ -166,7 +166,10 @@ class OpenDatabase<DB> implements Database<DB> {
   }
 }
 
-async function probe<Answer extends object>(target: string, ask: () => Promise<Answer>): Promise<Answer & ServerHealth> {
+async function probe<Answer extends object>(
+  target: string,
+  ask: () => Promise<Answer>,
+): Promise<Answer & ServerHealth> {
   const tooSlow = (): DatabaseError =>
     new DatabaseError('QUERY_TIMEOUT', `${target} did not answer a health check within ${healthTimeoutMs} ms.`)
   try {

@@ -30,7 +30,10 @@ export function initializeDatabase<DB>(options?: DatabaseOptions): Promise<Datab
 /** The process-wide database. Throws `DATABASE_CLOSED` before {@link initializeDatabase} has resolved and after shutdown. */
 export function getDatabase<DB>(): Database<DB> {
   if (!ready) {
-    throw new DatabaseError('DATABASE_CLOSED', 'There is no open database. Await initializeDatabase() at start-up, before this call.')
+    throw new DatabaseError(
+      'DATABASE_CLOSED',
+      'There is no open database. Await initializeDatabase() at start-up, before this call.',
+    )
   }
   return ready as Database<DB>
 }

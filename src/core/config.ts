@@ -177,7 +177,12 @@ const environmentVariables: Readonly<Record<string, string>> = {
   REDIS_COMMAND_TIMEOUT_MS: 'redis.commandTimeoutMs',
 }
 
-const secretPaths: ReadonlySet<string> = new Set(['postgres.url', 'postgres.directUrl', 'postgres.password', 'redis.url'])
+const secretPaths: ReadonlySet<string> = new Set([
+  'postgres.url',
+  'postgres.directUrl',
+  'postgres.password',
+  'redis.url',
+])
 
 /** Settings that say which database; given in code, they replace all of these from the environment. */
 const placePaths: ReadonlySet<string> = new Set([
@@ -319,7 +324,12 @@ function readSecret(name: string, env: NodeJS.ProcessEnv, problems: ConfigProble
   const file = env[fileKey]
   if (!file) return env[name]
   if (env[name]) {
-    problems.push({ key: fileKey, expected: `either ${name} or ${fileKey}`, received: 'both', remedy: 'Unset one of them.' })
+    problems.push({
+      key: fileKey,
+      expected: `either ${name} or ${fileKey}`,
+      received: 'both',
+      remedy: 'Unset one of them.',
+    })
     return undefined
   }
   try {
@@ -346,7 +356,9 @@ function environmentOf(options: DatabaseOptions, env: NodeJS.ProcessEnv): Enviro
 function describeIssue(issue: z.core.$ZodIssue, input: Input): ConfigProblem[] {
   const path = issue.path.join('.')
   if (issue.code === 'unrecognized_keys') return issue.keys.map((key) => unknownOption(path, key))
-  const received = secretPaths.has(path) ? 'a value that is not shown' : describeValue(valueAt(input.values, issue.path))
+  const received = secretPaths.has(path)
+    ? 'a value that is not shown'
+    : describeValue(valueAt(input.values, issue.path))
   return [{ key: input.keyOf(path) || 'options', expected: issue.message, received, remedy: remedyFor(path, input) }]
 }
 
@@ -354,12 +366,16 @@ function remedyFor(path: string, input: Input): string {
   const variable = Object.keys(environmentVariables).find((name) => environmentVariables[name] === path)
   const key = input.keyOf(path)
   if (variable === undefined) return 'Correct it in the call.'
-  return key === variable ? `Correct or unset ${variable}.` : `Correct it in the call, or leave it out and set ${variable}.`
+  return key === variable
+    ? `Correct or unset ${variable}.`
+    : `Correct it in the call, or leave it out and set ${variable}.`
 }
 
 function unknownOption(path: string, key: string): ConfigProblem {
   const known = optionNames[path] ?? []
-  const near = known.find((name) => name.toLowerCase() === key.toLowerCase() || name.startsWith(key) || key.startsWith(name))
+  const near = known.find(
+    (name) => name.toLowerCase() === key.toLowerCase() || name.startsWith(key) || key.startsWith(name),
+  )
   return {
     key: path ? `${path}.${key}` : key,
     expected: `one of ${known.join(', ')}`,
@@ -377,7 +393,11 @@ interface TargetContext {
 
 function resolveTarget(options: ParsedPostgres, context: TargetContext): PostgresTarget | undefined {
   const { environment, env, problems } = context
-  if (options.url !== undefined && options.embedded !== undefined && context.input.keyOf('postgres.url') === 'postgres.url') {
+  if (
+    options.url !== undefined &&
+    options.embedded !== undefined &&
+    context.input.keyOf('postgres.url') === 'postgres.url'
+  ) {
     problems.push({
       key: 'postgres',
       expected: 'either url or embedded',
@@ -387,7 +407,10 @@ function resolveTarget(options: ParsedPostgres, context: TargetContext): Postgre
     return undefined
   }
   if (options.url !== undefined) return resolveUrl('postgres.url', options.url, options, context)
-  if (options.embedded === undefined || context.input.keyOf('postgres.embedded.dataDir') === 'DATABASE_EMBEDDED_DATA_DIR') {
+  if (
+    options.embedded === undefined ||
+    context.input.keyOf('postgres.embedded.dataDir') === 'DATABASE_EMBEDDED_DATA_DIR'
+  ) {
     if (env['PGHOST']) return resolveLibpq(options, context)
   }
   if (environment === 'production') {
@@ -395,11 +418,15 @@ function resolveTarget(options: ParsedPostgres, context: TargetContext): Postgre
       key: 'DATABASE_URL',
       expected: 'a postgres:// URL',
       received: options.embedded ? 'the embedded PostgreSQL' : 'nothing',
-      remedy: 'Set DATABASE_URL. The embedded PostgreSQL is for development only, and NODE_ENV is not development or test.',
+      remedy:
+        'Set DATABASE_URL. The embedded PostgreSQL is for development only, and NODE_ENV is not development or test.',
     })
     return undefined
   }
-  return { kind: 'embedded', dataDir: options.embedded?.dataDir ?? (environment === 'test' ? 'memory' : '.kanta/postgres') }
+  return {
+    kind: 'embedded',
+    dataDir: options.embedded?.dataDir ?? (environment === 'test' ? 'memory' : '.kanta/postgres'),
+  }
 }
 
 function resolveDirectTarget(
@@ -413,7 +440,12 @@ function resolveDirectTarget(
 
 const urlParameters = ['sslmode', 'sslrootcert', 'application_name', 'host']
 
-function resolveUrl(path: string, value: string, options: ParsedPostgres, context: TargetContext): ServerTarget | undefined {
+function resolveUrl(
+  path: string,
+  value: string,
+  options: ParsedPostgres,
+  context: TargetContext,
+): ServerTarget | undefined {
   const { input, problems } = context
   const before = problems.length
   const wrong = (expected: string, received: string, remedy: string): void => {
@@ -423,12 +455,20 @@ function resolveUrl(path: string, value: string, options: ParsedPostgres, contex
   const url = URL.parse(value.replace(/^(postgres(?:ql)?:\/\/[^/?#]*@)(?=\/)/, '$1-'))
   if (!url || !/^postgres(ql)?:$/.test(url.protocol)) {
     const received = url && !url.password && !url.username ? `a ${url.protocol}// URL` : 'a value that is not shown'
-    wrong('postgres://user:password@host:5432/database', received, 'Percent-encode special characters in user and password.')
+    wrong(
+      'postgres://user:password@host:5432/database',
+      received,
+      'Percent-encode special characters in user and password.',
+    )
     return undefined
   }
   for (const name of url.searchParams.keys()) {
     if (!urlParameters.includes(name)) {
-      wrong(`only the parameters ${urlParameters.join(', ')}`, name, 'Remove it; most settings are options of createDatabase.')
+      wrong(
+        `only the parameters ${urlParameters.join(', ')}`,
+        name,
+        'Remove it; most settings are options of createDatabase.',
+      )
     }
   }
   const database = decode(url.pathname.slice(1))
@@ -495,7 +535,8 @@ function completeTarget(options: ParsedPostgres, context: TargetContext, place: 
       key: place.sslModeKey,
       expected: sslModeExpected,
       received: describeValue(mode),
-      remedy: 'Modes such as require and prefer mean different things to different drivers; say verify-full for safety.',
+      remedy:
+        'Modes such as require and prefer mean different things to different drivers; say verify-full for safety.',
     })
   }
   const caFile = env['DATABASE_SSL_CA_FILE'] ?? place.caFile ?? undefined
@@ -550,7 +591,11 @@ function resolvePool(
   }
 }
 
-function resolveRedis(options: ParsedOptions['redis'], input: Input, problems: ConfigProblem[]): RedisTarget | undefined {
+function resolveRedis(
+  options: ParsedOptions['redis'],
+  input: Input,
+  problems: ConfigProblem[],
+): RedisTarget | undefined {
   if (options?.url === undefined) return undefined
   const url = URL.parse(options.url)
   if (!url || !/^rediss?:$/.test(url.protocol) || !url.hostname) {

@@ -35,66 +35,226 @@ const entry = (advice: string, meaning: string, remedy: string): ErrorAdvice => 
 
 /** The complete list of codes. The advice follows PostgreSQL's rules on what an error undoes (docs/errors.md). */
 export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
-  CONFIG_INVALID: entry('', 'Options or environment variables are wrong.', 'Mend every problem that the message lists.'),
-  DATABASE_CLOSED: entry('', 'The database was closed, or is closing.', 'Create a new database, or stop using this one after close().'),
-  EMBEDDED_UNAVAILABLE: entry('', 'The embedded PostgreSQL could not be started.', 'Follow the message, or set DATABASE_URL.'),
+  CONFIG_INVALID: entry(
+    '',
+    'Options or environment variables are wrong.',
+    'Mend every problem that the message lists.',
+  ),
+  DATABASE_CLOSED: entry(
+    '',
+    'The database was closed, or is closing.',
+    'Create a new database, or stop using this one after close().',
+  ),
+  EMBEDDED_UNAVAILABLE: entry(
+    '',
+    'The embedded PostgreSQL could not be started.',
+    'Follow the message, or set DATABASE_URL.',
+  ),
 
-  CONNECTION_FAILED: entry('transient replay whole', 'No connection could be opened; nothing was sent.', 'Check that the server runs and that host and port are right.'),
-  CONNECTION_LOST: entry('transient whole', 'The connection broke while a statement was on its way; it may have run.', 'Check whether the write happened before you repeat it.'),
-  TOO_MANY_CONNECTIONS: entry('transient replay whole', 'The server has no connection slot left.', 'Lower pool.max times the number of processes, or raise max_connections.'),
-  SERVER_STARTING: entry('transient replay whole', 'The server is starting up, shutting down or recovering.', 'Wait until it accepts connections.'),
-  SERVER_SHUTDOWN: entry('transient whole', 'The server or an administrator ended the connection.', 'Check whether the write happened before you repeat it.'),
-  SERVER_CRASHED: entry('transient whole', 'The server ended all connections after a crash.', 'Check whether the write happened, and the server log.'),
-  IDLE_SESSION_TIMEOUT: entry('transient replay whole', 'The server closed a connection that had been idle too long.', 'Raise idle_session_timeout or lower pool.idleTimeoutMs below it.'),
+  CONNECTION_FAILED: entry(
+    'transient replay whole',
+    'No connection could be opened; nothing was sent.',
+    'Check that the server runs and that host and port are right.',
+  ),
+  CONNECTION_LOST: entry(
+    'transient whole',
+    'The connection broke while a statement was on its way; it may have run.',
+    'Check whether the write happened before you repeat it.',
+  ),
+  TOO_MANY_CONNECTIONS: entry(
+    'transient replay whole',
+    'The server has no connection slot left.',
+    'Lower pool.max times the number of processes, or raise max_connections.',
+  ),
+  SERVER_STARTING: entry(
+    'transient replay whole',
+    'The server is starting up, shutting down or recovering.',
+    'Wait until it accepts connections.',
+  ),
+  SERVER_SHUTDOWN: entry(
+    'transient whole',
+    'The server or an administrator ended the connection.',
+    'Check whether the write happened before you repeat it.',
+  ),
+  SERVER_CRASHED: entry(
+    'transient whole',
+    'The server ended all connections after a crash.',
+    'Check whether the write happened, and the server log.',
+  ),
+  IDLE_SESSION_TIMEOUT: entry(
+    'transient replay whole',
+    'The server closed a connection that had been idle too long.',
+    'Raise idle_session_timeout or lower pool.idleTimeoutMs below it.',
+  ),
   DATABASE_DROPPED: entry('', 'The database of this connection was dropped.', 'Connect to a database that exists.'),
-  POOLER_REJECTED: entry('transient replay whole', 'The connection pooler in front of PostgreSQL refused or gave up.', 'Check the pooler: its log, query_wait_timeout and accepted start-up parameters.'),
+  POOLER_REJECTED: entry(
+    'transient replay whole',
+    'The connection pooler in front of PostgreSQL refused or gave up.',
+    'Check the pooler: its log, query_wait_timeout and accepted start-up parameters.',
+  ),
   AUTHENTICATION_FAILED: entry('', 'The server refused the user or password.', 'Check user, password and pg_hba.conf.'),
   DATABASE_NOT_FOUND: entry('', 'The database does not exist.', 'Create it, or correct the name in the URL.'),
-  TLS_FAILED: entry('', 'The encrypted connection could not be trusted or set up.', 'Check certificate, host name and sslmode; there is no fall-back to plain text.'),
-  RECOVERY_CONFLICT: entry('transient replay whole', 'A standby canceled the query because it was in the way of replication.', 'Run it again, on another server if there is one.'),
-  READ_ONLY: entry('transient replay whole', 'A write reached a server or transaction that only reads.', 'Write to the primary, outside read-only transactions.'),
+  TLS_FAILED: entry(
+    '',
+    'The encrypted connection could not be trusted or set up.',
+    'Check certificate, host name and sslmode; there is no fall-back to plain text.',
+  ),
+  RECOVERY_CONFLICT: entry(
+    'transient replay whole',
+    'A standby canceled the query because it was in the way of replication.',
+    'Run it again, on another server if there is one.',
+  ),
+  READ_ONLY: entry(
+    'transient replay whole',
+    'A write reached a server or transaction that only reads.',
+    'Write to the primary, outside read-only transactions.',
+  ),
 
-  POOL_TIMEOUT: entry('transient replay whole', 'No pooled connection became free in time.', 'Look at the holders named in the message, raise pool.max, or shorten transactions.'),
-  QUERY_TIMEOUT: entry('whole', 'No answer came within the deadline; the statement may have run.', 'Check whether the write happened; make the query faster or the deadline longer.'),
-  STATEMENT_TIMEOUT: entry('', 'The server stopped the statement at statement_timeout; it did not take effect.', 'Make the query faster or the timeout longer.'),
-  QUERY_CANCELED: entry('', 'The statement was canceled on request; it did not take effect.', 'Nothing, if you asked for it; else see who called pg_cancel_backend.'),
-  LOCK_TIMEOUT: entry('transient replay whole', 'A lock was not granted in time.', 'See who holds it (pg_blocking_pids), and retry.'),
-  IDLE_IN_TRANSACTION_TIMEOUT: entry('', 'The server ended a transaction that sat idle.', 'Do slow work outside the transaction.'),
-  TRANSACTION_TIMEOUT: entry('', 'The server ended a transaction that took too long.', 'Split the transaction or raise transaction_timeout.'),
+  POOL_TIMEOUT: entry(
+    'transient replay whole',
+    'No pooled connection became free in time.',
+    'Look at the holders named in the message, raise pool.max, or shorten transactions.',
+  ),
+  QUERY_TIMEOUT: entry(
+    'whole',
+    'No answer came within the deadline; the statement may have run.',
+    'Check whether the write happened; make the query faster or the deadline longer.',
+  ),
+  STATEMENT_TIMEOUT: entry(
+    '',
+    'The server stopped the statement at statement_timeout; it did not take effect.',
+    'Make the query faster or the timeout longer.',
+  ),
+  QUERY_CANCELED: entry(
+    '',
+    'The statement was canceled on request; it did not take effect.',
+    'Nothing, if you asked for it; else see who called pg_cancel_backend.',
+  ),
+  LOCK_TIMEOUT: entry(
+    'transient replay whole',
+    'A lock was not granted in time.',
+    'See who holds it (pg_blocking_pids), and retry.',
+  ),
+  IDLE_IN_TRANSACTION_TIMEOUT: entry(
+    '',
+    'The server ended a transaction that sat idle.',
+    'Do slow work outside the transaction.',
+  ),
+  TRANSACTION_TIMEOUT: entry(
+    '',
+    'The server ended a transaction that took too long.',
+    'Split the transaction or raise transaction_timeout.',
+  ),
 
-  SERIALIZATION_FAILURE: entry('transient replay whole', 'Concurrent transactions could not be put in an order.', 'Run the whole transaction again.'),
-  DEADLOCK: entry('transient replay whole', 'Two transactions waited for each other and this one was chosen to fail.', 'Run the whole transaction again; lock rows in one order.'),
-  TRANSACTION_ABORTED: entry('', 'An earlier statement failed, so the transaction takes no more and is rolled back.', 'Look at the first error; use a savepoint for work that may fail.'),
-  COMMIT_OUTCOME_UNKNOWN: entry('', 'The connection broke after COMMIT was sent; it may or may not have happened.', 'Look for what the transaction wrote before you repeat it.'),
+  SERIALIZATION_FAILURE: entry(
+    'transient replay whole',
+    'Concurrent transactions could not be put in an order.',
+    'Run the whole transaction again.',
+  ),
+  DEADLOCK: entry(
+    'transient replay whole',
+    'Two transactions waited for each other and this one was chosen to fail.',
+    'Run the whole transaction again; lock rows in one order.',
+  ),
+  TRANSACTION_ABORTED: entry(
+    '',
+    'An earlier statement failed, so the transaction takes no more and is rolled back.',
+    'Look at the first error; use a savepoint for work that may fail.',
+  ),
+  COMMIT_OUTCOME_UNKNOWN: entry(
+    '',
+    'The connection broke after COMMIT was sent; it may or may not have happened.',
+    'Look for what the transaction wrote before you repeat it.',
+  ),
 
-  UNIQUE_VIOLATION: entry('', 'A row with the same key exists already.', 'Use another value, or update the row that exists.'),
+  UNIQUE_VIOLATION: entry(
+    '',
+    'A row with the same key exists already.',
+    'Use another value, or update the row that exists.',
+  ),
   EXCLUSION_VIOLATION: entry('', 'The row conflicts with one that exists.', 'Use a value that does not overlap.'),
-  FOREIGN_KEY_VIOLATION: entry('', 'The row refers to one that does not exist, or is still referred to.', 'Create the row it refers to first, or delete those that refer to it.'),
+  FOREIGN_KEY_VIOLATION: entry(
+    '',
+    'The row refers to one that does not exist, or is still referred to.',
+    'Create the row it refers to first, or delete those that refer to it.',
+  ),
   CHECK_VIOLATION: entry('', 'A value breaks a rule of its table.', 'Correct the value.'),
   NOT_NULL_VIOLATION: entry('', 'A value that must be given is null.', 'Give the value.'),
 
   INVALID_DATA: entry('', 'A value does not fit its type or operation.', 'Correct the value or its type.'),
   SYNTAX_ERROR: entry('', 'The SQL is not valid.', 'Correct the SQL.'),
-  UNDEFINED_OBJECT: entry('', 'The SQL names something that does not exist.', 'Run pending migrations, or correct the name or the search_path.'),
+  UNDEFINED_OBJECT: entry(
+    '',
+    'The SQL names something that does not exist.',
+    'Run pending migrations, or correct the name or the search_path.',
+  ),
   INSUFFICIENT_PRIVILEGE: entry('', 'The role may not do this.', 'Grant the privilege, or use another role.'),
   QUERY_FAILED: entry('', 'The server refused the statement.', "Look at sqlState and PostgreSQL's error code table."),
-  PROTOCOL_VIOLATION: entry('', 'A message broke the protocol, for instance with over 65 535 parameters or a NUL in text.', 'Send fewer parameters, for instance one array; remove NUL characters.'),
-  CACHED_PLAN_CHANGED: entry('transient replay whole', 'The tables of a prepared statement have changed.', 'Send it again: it is prepared anew.'),
-  PREPARED_STATEMENT_LOST: entry('transient replay whole', 'The server does not know a prepared statement, or knows it already.', 'Send it again; behind an old pooler switch prepared statements off.'),
+  PROTOCOL_VIOLATION: entry(
+    '',
+    'A message broke the protocol, for instance with over 65 535 parameters or a NUL in text.',
+    'Send fewer parameters, for instance one array; remove NUL characters.',
+  ),
+  CACHED_PLAN_CHANGED: entry(
+    'transient replay whole',
+    'The tables of a prepared statement have changed.',
+    'Send it again: it is prepared anew.',
+  ),
+  PREPARED_STATEMENT_LOST: entry(
+    'transient replay whole',
+    'The server does not know a prepared statement, or knows it already.',
+    'Send it again; behind an old pooler switch prepared statements off.',
+  ),
 
-  DISK_FULL: entry('transient replay whole', 'The disk of the server is full.', 'Free space on the server; reads go on.'),
+  DISK_FULL: entry(
+    'transient replay whole',
+    'The disk of the server is full.',
+    'Free space on the server; reads go on.',
+  ),
   OUT_OF_MEMORY: entry('transient replay whole', 'The server ran out of memory.', 'Lower work_mem or the load.'),
-  CONFIGURATION_LIMIT: entry('transient replay whole', 'A limit in the configuration of the server was reached.', 'Raise the limit that the message names.'),
-  SYSTEM_ERROR: entry('transient', 'The operating system of the server failed the statement.', 'Look at the server log.'),
-  INTERNAL_ERROR: entry('', 'PostgreSQL met an internal error, possibly damaged data.', 'Look at the server log before anything else.'),
+  CONFIGURATION_LIMIT: entry(
+    'transient replay whole',
+    'A limit in the configuration of the server was reached.',
+    'Raise the limit that the message names.',
+  ),
+  SYSTEM_ERROR: entry(
+    'transient',
+    'The operating system of the server failed the statement.',
+    'Look at the server log.',
+  ),
+  INTERNAL_ERROR: entry(
+    '',
+    'PostgreSQL met an internal error, possibly damaged data.',
+    'Look at the server log before anything else.',
+  ),
 
   NOT_FOUND: entry('', 'The row that had to be there is not.', 'Check the key, or use find… where absence is normal.'),
-  INVALID_ARGUMENT: entry('', 'A call was given something it cannot work with.', 'Correct the call as the message says.'),
-  MIGRATION_INVALID: entry('', 'A migration file or folder is not as it must be.', 'Mend the file that the message names.'),
-  MIGRATION_FAILED: entry('', 'A migration failed; the schema is as it was before that file.', 'Mend the statement that the message quotes and migrate again.'),
-  MIGRATION_LOCKED: entry('transient replay whole', 'Another process is migrating.', 'Wait for it, or look for the session that the message names.'),
+  INVALID_ARGUMENT: entry(
+    '',
+    'A call was given something it cannot work with.',
+    'Correct the call as the message says.',
+  ),
+  MIGRATION_INVALID: entry(
+    '',
+    'A migration file or folder is not as it must be.',
+    'Mend the file that the message names.',
+  ),
+  MIGRATION_FAILED: entry(
+    '',
+    'A migration failed; the schema is as it was before that file.',
+    'Mend the statement that the message quotes and migrate again.',
+  ),
+  MIGRATION_LOCKED: entry(
+    'transient replay whole',
+    'Another process is migrating.',
+    'Wait for it, or look for the session that the message names.',
+  ),
   CODEGEN_FAILED: entry('', 'Types could not be generated.', 'Follow the message.'),
-  REDIS_UNAVAILABLE: entry('transient', 'Redis could not be reached or did not answer in time.', 'Check that it runs; queries go on without it.'),
+  REDIS_UNAVAILABLE: entry(
+    'transient',
+    'Redis could not be reached or did not answer in time.',
+    'Check that it runs; queries go on without it.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -367,7 +527,10 @@ export function isViolation<Constraint extends string = string>(
  * The advice for an error code: outside a transaction by default, or for the transaction as a whole, inside which
  * a single statement can never be repeated.
  */
-export function retryScope(advice: Pick<ErrorAdvice, 'replay' | 'wholeTransaction'>, inTransaction = false): RetryScope {
+export function retryScope(
+  advice: Pick<ErrorAdvice, 'replay' | 'wholeTransaction'>,
+  inTransaction = false,
+): RetryScope {
   if (inTransaction) return advice.wholeTransaction ? 'transaction' : 'none'
   return advice.replay ? 'statement' : 'none'
 }

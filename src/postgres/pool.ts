@@ -197,7 +197,7 @@ export class Pool {
   #describeShortage(limitMs: number): string {
     const now = performance.now()
     const holders = [...this.#sessions]
-      .sort((one, other) => one.since - other.since)
+      .toSorted((one, other) => one.since - other.since)
       .slice(0, 3)
       .map((session) => `${Math.round(now - session.since)} ms: ${session.lastSql ?? 'no statement yet'}`)
     const held = holders.length === 0 ? '' : ` Held the longest: ${holders.join('; ')}.`
@@ -224,7 +224,8 @@ export class Session {
     this.client = client
     this.#owner = owner
     // Up to a tenth less, so that connections opened together do not all end together.
-    this.#expires = maxLifetimeMs === 0 ? Number.POSITIVE_INFINITY : this.since + maxLifetimeMs * (1 - Math.random() / 10)
+    this.#expires =
+      maxLifetimeMs === 0 ? Number.POSITIVE_INFINITY : this.since + maxLifetimeMs * (1 - Math.random() / 10)
     const onDeath = (): void => this.#die()
     client.on('error', onDeath)
     client.on('end', onDeath)
@@ -250,7 +251,9 @@ export class Session {
   /** Runs one statement. Fails with the typed error; a connection that cannot go on is not used again. */
   async query<Row>(sql: string, parameters: readonly unknown[] = []): Promise<QueryOutcome<Row>> {
     if (!this.#isLent) {
-      throw new DatabaseError('INVALID_ARGUMENT', 'A connection was used after it was given back. Acquire a new one.', { sql })
+      throw new DatabaseError('INVALID_ARGUMENT', 'A connection was used after it was given back. Acquire a new one.', {
+        sql,
+      })
     }
     this.lastSql = sql
     const { inTransaction } = this

@@ -4,7 +4,6 @@
  */
 import {
   ConnectionError,
-  type ConnectionErrorCode,
   ConstraintViolationError,
   DatabaseError,
   type DatabaseErrorInit,
@@ -223,7 +222,7 @@ function describe(code: ErrorCode, cause: unknown, context: ErrorContext): strin
 
 function construct(code: ErrorCode, message: string, init: DatabaseErrorInit, context: ErrorContext): DatabaseError {
   if (constraintCodes.has(code)) return new ConstraintViolationError(code, message, init)
-  if (connectionCodes.has(code)) return new ConnectionError(code as ConnectionErrorCode, message, init)
+  if (connectionCodes.has(code)) return new ConnectionError(code, message, init)
   if (transactionCodes.has(code)) return new TransactionError(code, message, init)
   if (timeoutCodes.has(code)) {
     const limit = context.limitMs === undefined ? {} : { limitMs: context.limitMs }
@@ -272,7 +271,10 @@ function isTlsCode(code: string): boolean {
 }
 
 function isSocketFailure(code: string | undefined, message: string): boolean {
-  return /^(ECONNRESET|EPIPE|ETIMEDOUT|ECONNABORTED|EBADF|ERR_STREAM|ERR_SOCKET)/.test(code ?? '') || /^Connection terminated|^timeout expired/.test(message)
+  return (
+    /^(ECONNRESET|EPIPE|ETIMEDOUT|ECONNABORTED|EBADF|ERR_STREAM|ERR_SOCKET)/.test(code ?? '') ||
+    /^Connection terminated|^timeout expired/.test(message)
+  )
 }
 
 function withoutFinalStop(text: string): string {

@@ -81,7 +81,8 @@ export class RedisClient {
   }
 
   #unavailable(cause: unknown): DatabaseError {
-    const reason = cause instanceof Error ? ((cause as NodeJS.ErrnoException).code ?? firstWords(cause.message)) : 'no connection'
+    const reason =
+      cause instanceof Error ? ((cause as NodeJS.ErrnoException).code ?? firstWords(cause.message)) : 'no connection'
     return new DatabaseError(
       'REDIS_UNAVAILABLE',
       `Redis at ${this.description} did not answer within ${this.#commandTimeoutMs} ms (${reason}). Check that it runs; queries go on without it.`,

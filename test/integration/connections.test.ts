@@ -55,7 +55,11 @@ test('a connection killed between the statements of a transaction advises to rep
   const failed = database.db.transaction().execute(async (trx) => {
     const { rows } = await sql<{ pid: number }>`select pg_backend_pid() as pid`.execute(trx)
     await sql`select pg_terminate_backend(${rows[0]?.pid})`.execute(other.db)
-    await vi.waitUntil(async () => (await value<number>(other, sql`(select count(*)::int from pg_stat_activity where pid = ${rows[0]?.pid})`)) === 0)
+    await vi.waitUntil(
+      async () =>
+        (await value<number>(other, sql`(select count(*)::int from pg_stat_activity where pid = ${rows[0]?.pid})`)) ===
+        0,
+    )
     await sql`select 1`.execute(trx)
   })
   await expect(failed).rejects.toMatchObject({ transient: true })
@@ -111,7 +115,9 @@ test('nobody waits longer than acquireTimeoutMs, and the message says who holds 
 test('waiting callers are served in the order they came', async () => {
   await using database = await open(await freshDatabaseUrl('empty'), { max: 1 })
   const order: number[] = []
-  await Promise.all(Array.from({ length: 20 }, async (_, n) => order.push(await value<number>(database, sql`${n}::int`))))
+  await Promise.all(
+    Array.from({ length: 20 }, async (_, n) => order.push(await value<number>(database, sql`${n}::int`))),
+  )
   expect(order).toEqual(Array.from({ length: 20 }, (_, n) => n))
   expect(database.stats().pool).toMatchObject({ total: 1, waiting: 0 })
 })
@@ -174,7 +180,10 @@ test('a frozen server is given up after connectTimeoutMs', async () => {
     await server.kill('SIGSTOP')
     const start = performance.now()
     const opening = createDatabase({ postgres: { url: server.url, connectTimeoutMs: 200 }, redis: false })
-    await expect(opening).rejects.toMatchObject({ code: 'CONNECTION_FAILED', message: expect.stringContaining('200 ms') as string })
+    await expect(opening).rejects.toMatchObject({
+      code: 'CONNECTION_FAILED',
+      message: expect.stringContaining('200 ms') as string,
+    })
     expect(performance.now() - start).toBeLessThan(2_000)
   } finally {
     await server.stop()

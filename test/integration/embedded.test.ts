@@ -25,7 +25,10 @@ test('in memory it says what it is, and refuses a duplicate as a server does', a
   await sql`create table users (email text constraint users_email_key unique)`.execute(database.db)
   const insert = sql`insert into users values ('ada@example.org')`
   await insert.execute(database.db)
-  await expect(insert.execute(database.db)).rejects.toMatchObject({ code: 'UNIQUE_VIOLATION', constraint: 'users_email_key' })
+  await expect(insert.execute(database.db)).rejects.toMatchObject({
+    code: 'UNIQUE_VIOLATION',
+    constraint: 'users_email_key',
+  })
 })
 
 test('concurrent callers share its one connection, and a transaction rolls back', async () => {
@@ -61,7 +64,9 @@ test('a folder in use by another process is refused by its number, and free once
   const dataDir = join(folder, 'contended')
   const other = spawn(process.execPath, ['-e', 'process.stdin.resume()'], { stdio: ['pipe', 'ignore', 'ignore'] })
   writeFileSync(`${dataDir}.lock`, String(other.pid))
-  await expect(open(dataDir)).rejects.toMatchObject({ message: expect.stringContaining(`process ${other.pid}`) as string })
+  await expect(open(dataDir)).rejects.toMatchObject({
+    message: expect.stringContaining(`process ${other.pid}`) as string,
+  })
 
   other.kill('SIGKILL')
   await once(other, 'exit')

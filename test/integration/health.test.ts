@@ -32,7 +32,10 @@ test('without Redis queries go on and health is degraded, until Redis is back', 
     await using database = await createDatabase<never>({ postgres: { url }, redis: { url: redis.url } })
     await vi.waitUntil(async () => (await database.health()).status === 'up')
     await redis.kill('SIGKILL')
-    expect(await database.health()).toMatchObject({ status: 'degraded', redis: { status: 'down', error: { code: 'REDIS_UNAVAILABLE' } } })
+    expect(await database.health()).toMatchObject({
+      status: 'degraded',
+      redis: { status: 'down', error: { code: 'REDIS_UNAVAILABLE' } },
+    })
     expect((await sql<{ one: number }>`select 1 as one`.execute(database.db)).rows).toEqual([{ one: 1 }])
     await redis.restart()
     await vi.waitUntil(async () => (await database.health()).status === 'up', { timeout: 10_000 })
@@ -45,7 +48,10 @@ test('a frozen Redis delays health by no more than its time limits, and close no
   const redis = await startRedis()
   try {
     const url = await freshDatabaseUrl('empty')
-    const database = await createDatabase<never>({ postgres: { url }, redis: { url: redis.url, commandTimeoutMs: 100 } })
+    const database = await createDatabase<never>({
+      postgres: { url },
+      redis: { url: redis.url, commandTimeoutMs: 100 },
+    })
     await vi.waitUntil(async () => (await database.health()).status === 'up')
     await redis.kill('SIGSTOP')
     const start = performance.now()
@@ -60,7 +66,11 @@ test('a frozen Redis delays health by no more than its time limits, and close no
 test('a frozen PostgreSQL is down within two seconds', async () => {
   const server = await startPostgres()
   try {
-    const settings = { url: server.url, connectTimeoutMs: 60_000, pool: { idleTimeoutMs: 10, acquireTimeoutMs: 60_000 } }
+    const settings = {
+      url: server.url,
+      connectTimeoutMs: 60_000,
+      pool: { idleTimeoutMs: 10, acquireTimeoutMs: 60_000 },
+    }
     const database = await createDatabase<never>({ postgres: settings, redis: false })
     await vi.waitUntil(() => database.stats().pool.total === 0)
     await server.kill('SIGSTOP')

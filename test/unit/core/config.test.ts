@@ -174,16 +174,20 @@ test.each([
   'app:hunter2@db.example.org',
 ])('no message, inspection or JSON shows the password of %s', (url) => {
   for (const env of [{ DATABASE_URL: url }, { DATABASE_DIRECT_URL: url }, { REDIS_URL: url }]) {
-    try {
-      const config = resolveConfig({}, env)
-      expect(inspect(config, { depth: null, showHidden: true })).not.toContain('hunter2')
-      expect(JSON.stringify(config)).not.toContain('hunter2')
-    } catch (error) {
-      expect(error).toBeInstanceOf(ConfigError)
-      expect(inspect(error, { depth: null })).not.toContain('hunter2')
-    }
+    expect(shown(() => resolveConfig({}, env))).not.toContain('hunter2')
   }
 })
+
+/** Everything that printing the outcome of a call could show. */
+function shown(call: () => unknown): string {
+  let outcome: unknown
+  try {
+    outcome = call()
+  } catch (error) {
+    outcome = error
+  }
+  return inspect(outcome, { depth: null, showHidden: true }) + JSON.stringify(outcome)
+}
 
 test('a valid configuration is frozen to its depth and shows no secret', () => {
   const config = resolveConfig({ postgres: { url: 'postgres://u:hunter2@h/d' } }, {})

@@ -95,7 +95,9 @@ test('a typed error passes through', () => {
 })
 
 test('several addresses that all refused are one refusal', () => {
-  expect(toDatabaseError(new AggregateError([socket('ECONNREFUSED'), socket('ECONNREFUSED')])).code).toBe('CONNECTION_FAILED')
+  expect(toDatabaseError(new AggregateError([socket('ECONNREFUSED'), socket('ECONNREFUSED')])).code).toBe(
+    'CONNECTION_FAILED',
+  )
 })
 
 test('neither message nor inspection shows a value that PostgreSQL quotes, and the cause still has it', () => {
@@ -104,6 +106,9 @@ test('neither message nor inspection shows a value that PostgreSQL quotes, and t
   expect(inspect(error, { depth: null })).not.toContain('ada@example.org')
   expect((error.cause as { detail: string }).detail).toContain('ada@example.org')
 
-  const invalid = Object.assign(new Error('invalid input syntax for type integer: "hunter2"'), { code: '22P02', severity: 'ERROR' })
+  const invalid = Object.assign(new Error('invalid input syntax for type integer: "hunter2"'), {
+    code: '22P02',
+    severity: 'ERROR',
+  })
   expect(inspect(toDatabaseError(invalid), { depth: null })).not.toContain('hunter2')
 })

@@ -1,0 +1,60 @@
+import type { Kysely } from 'kysely'
+import { expectTypeOf, test } from 'vitest'
+import { type Database, isViolation } from '../../src/index.ts'
+import type { ConstraintName, DB, UserRole } from '../../src/generated/schema.ts'
+
+// Nothing in here runs: the compiler is the judge.
+declare const database: Database<DB>
+const { db } = database
+
+test('a database gives Kysely on the generated schema', () => {
+  expectTypeOf(database.db).toEqualTypeOf<Kysely<DB>>()
+})
+
+test('a row has exactly the selected columns, with their types and nulls', async () => {
+  const row = await db.selectFrom('users').select(['id', 'role', 'last_login_at']).executeTakeFirst()
+  expectTypeOf(row).toEqualTypeOf<{ id: string; role: UserRole; last_login_at: Date | null } | undefined>()
+})
+
+test('columns of an outer join may be null', async () => {
+  const [row] = await db
+    .selectFrom('users')
+    .leftJoin('posts', 'posts.author_id', 'users.id')
+    .select(['users.id', 'posts.id as post_id'])
+    .execute()
+  expectTypeOf(row).toEqualTypeOf<{ id: string; post_id: string | null } | undefined>()
+})
+
+test('a column or table that does not exist does not compile', () => {
+  // @ts-expect-error: users have no such column
+  db.selectFrom('users').select('e_mail')
+  // @ts-expect-error: the column belongs to another table
+  db.selectFrom('users').where('products.sku', '=', 'A-1')
+  // @ts-expect-error: there is no such table
+  db.selectFrom('user')
+})
+
+test('a value of the wrong type does not compile', () => {
+  // @ts-expect-error: a flag is not a string
+  db.selectFrom('users').where('is_active', '=', 'yes')
+  // @ts-expect-error: the status is one of an enum
+  db.updateTable('orders').set({ status: 'lost' })
+})
+
+test('an insert must give the columns that have no default, and only them', () => {
+  // @ts-expect-error: a category needs a name and a slug
+  db.insertInto('categories').values({ name: 'Books' })
+  db.insertInto('categories').values({ name: 'Books', slug: 'books' })
+})
+
+test('a column that the server computes cannot be written', () => {
+  // @ts-expect-error: the search vector is generated
+  db.updateTable('products').set({ search_vector: 'x' })
+})
+
+test('a violation names a constraint that exists', () => {
+  const error: unknown = undefined
+  isViolation<ConstraintName>(error, 'users_email_key')
+  // @ts-expect-error: no constraint has this name
+  isViolation<ConstraintName>(error, 'users_e_mail_key')
+})

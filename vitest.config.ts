@@ -1,0 +1,49 @@
+import { availableParallelism } from 'node:os'
+import { defineConfig, type ViteUserConfig } from 'vitest/config'
+
+// Left to itself, vitest keeps one core free, which is half of a small machine. Most tests wait for a server anyway.
+const maxWorkers = availableParallelism()
+
+const config: ViteUserConfig = defineConfig({
+  test: {
+    // A test that was left alone on purpose while writing must not hide the others in CI.
+    allowOnly: !process.env['CI'],
+    projects: [
+      { test: { name: 'unit', maxWorkers, include: ['test/unit/**/*.test.ts'] } },
+      {
+        test: {
+          name: 'integration',
+          maxWorkers,
+          include: ['test/integration/**/*.test.ts'],
+          globalSetup: 'test/support/global-setup.ts',
+          setupFiles: 'test/support/database.ts',
+          testTimeout: 20_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
+        test: {
+          name: 'types',
+          maxWorkers,
+          // Compilers and npm keep all cores busy; tests with time limits go before them.
+          sequence: { groupOrder: 1 },
+          include: ['test/types/**/*.test.ts'],
+          testTimeout: 120_000,
+          typecheck: { enabled: true, include: ['test/types/**/*.test-d.ts'], tsconfig: 'test/types/tsconfig.json' },
+        },
+      },
+      {
+        test: {
+          name: 'package',
+          maxWorkers,
+          sequence: { groupOrder: 1 },
+          include: ['test/package/**/*.test.ts'],
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+        },
+      },
+    ],
+  },
+})
+
+export default config
