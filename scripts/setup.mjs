@@ -3,7 +3,7 @@
  *
  * The machine may have an older Node (18 or newer), so this file is plain JavaScript without dependencies. It installs
  * the packages of package-lock.json where they are missing or outdated, and takes the Node that comes with them.
- * `node scripts/setup.mjs --installed` is npm's `prepare` step: it records what a plain `npm install` has put there.
+ * `node scripts/setup.mjs --installed` is npm's `dependencies` step: it records what a plain `npm install` has put there.
  */
 
 import { spawn, spawnSync } from 'node:child_process'
@@ -21,8 +21,7 @@ const lock = join(root, '.cache', 'install.lock')
 
 const [target, ...args] = process.argv.slice(2)
 if (target === '--installed') {
-  // `npm pack` runs `prepare` too, but has installed nothing.
-  if (['install', 'ci'].includes(process.env.npm_command ?? '')) writeFileSync(stamp, wantedInstall())
+  writeFileSync(stamp, wantedInstall())
 } else if (target === undefined) {
   fail('Usage: node scripts/setup.mjs <file> [arguments…]')
 } else {
@@ -54,16 +53,10 @@ async function install() {
   process.stderr.write(inTerminal ? `${message} …` : `${message} …\n`)
   const ticker = inTerminal && setInterval(() => process.stderr.write(`\r${message} … ${seconds()} s`), 1000)
 
-  // The stamp goes first and comes back last, so that an interrupted install has none; its half-written packages
-  // look complete to npm and have to go.
-  if (existsSync(stamp)) rmSync(stamp)
-  else rmSync(join(root, 'node_modules'), { recursive: true, force: true })
-
   // npm must not run on the Node inside the node_modules that it is about to change.
   const path = (process.env.PATH ?? '').split(delimiter).filter((folder) => folder !== bin)
-  // Not `npm ci`: it refuses a lock file written where the registry lacks packages for some other platform.
-  // This installs what the lock file says just as exactly, and --no-save leaves that file alone.
-  const npm = spawn('npm install --no-save --include=dev', {
+  // It empties node_modules first, the stamp too, so that an interrupted install has none and is done again.
+  const npm = spawn('npm ci --include=dev', {
     cwd: root,
     env: { ...process.env, PATH: path.join(delimiter) },
     shell: true,
@@ -77,7 +70,7 @@ async function install() {
   if (inTerminal) process.stderr.write('\n')
   if (code !== 0)
     fail(
-      `${output.trim()}\n\nnpm install failed (exit code ${code}); its output is above. Mend that and run the command again.`,
+      `${output.trim()}\n\nnpm ci failed (exit code ${code}); its output is above. Mend that and run the command again.`,
     )
   writeFileSync(stamp, wantedInstall())
   process.stderr.write(`Installed in ${seconds()} s.\n`)

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { styleText } from 'node:util'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 import { resolveConfig } from '../core/config.ts'
-import { isDatabaseError, MigrationError } from '../core/errors.ts'
+import { isDatabaseError } from '../core/errors.ts'
 import { createMigrator, type MigrationRun, type MigrationStatus, type Migrator } from '../migrate.ts'
 import { checkTypes, writeTypes } from '../schema/codegen.ts'
 import { createMigrationFile } from '../schema/migration-files.ts'
@@ -209,10 +209,8 @@ function report(error: unknown, asJson: boolean): void {
     ? `${expected.message}\n(${expected.code})`
     : String(error instanceof Error ? error.stack : error)
   if (asJson) {
-    const place =
-      error instanceof MigrationError ? { file: error.file, line: error.line, statement: error.statement } : {}
     const fields = expected?.toJSON() ?? { message: text }
-    process.stdout.write(`${JSON.stringify({ error: { ...fields, ...place } }, undefined, 2)}\n`)
+    process.stdout.write(`${JSON.stringify({ error: fields }, undefined, 2)}\n`)
     return
   }
   process.stderr.write(`${styleText('red', 'kanta:', { stream: process.stderr })} ${text}\n`)

@@ -395,6 +395,10 @@ export class ConfigError extends DatabaseError {
     super('CONFIG_INVALID', describeProblems(problems))
     this.problems = problems
   }
+
+  override toJSON(): Record<string, unknown> {
+    return { ...super.toJSON(), problems: this.problems }
+  }
 }
 
 /** One wrong setting. */
@@ -496,6 +500,11 @@ export class MigrationError extends DatabaseError {
     this.file = init.file
     this.line = init.line
     this.statement = init.statement
+  }
+
+  override toJSON(): Record<string, unknown> {
+    const { file, line, statement } = this
+    return { ...super.toJSON(), file, line, statement }
   }
 }
 

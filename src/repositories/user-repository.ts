@@ -100,11 +100,8 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
   async createUser(user: NewUser): Promise<User> {
     const password_hash = await this.passwords.hash(user.password)
     const { email, username, name, role = 'member' } = user
-    return await this.db
-      .insertInto('users')
-      .values({ email, username, name, role, password_hash })
-      .returning(this.selection)
-      .executeTakeFirstOrThrow()
+    const insert = this.db.insertInto('users').values({ email, username, name, role, password_hash })
+    return this.inserted(await insert.returning(this.selection).executeTakeFirst())
   }
 
   /** A login is not an edit: `version` and `updatedAt` stay. `NotFoundError` when there is no such user. */

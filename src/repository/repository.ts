@@ -255,14 +255,7 @@ export abstract class Repository<
     const insert = this.tables.insertInto(this.table)
     const query = Object.keys(row).length === 0 ? insert.defaultValues() : insert.values(row)
     const created = await query.returning(this.selection).executeTakeFirst()
-    if (created === undefined) {
-      throw new DatabaseError(
-        'QUERY_FAILED',
-        `${this.table}: the insert gave no row back. Look for a trigger or rule of the table that suppresses it.`,
-        { table: this.table },
-      )
-    }
-    return created as unknown as Entity
+    return this.inserted(created as unknown as Entity | undefined)
   }
 
   /**
@@ -311,6 +304,16 @@ export abstract class Repository<
   /** Throws the `NotFoundError` of a row that had to be there. */
   protected missing(): never {
     throw new NotFoundError(`${this.table} has no row with this ${this.key}.`, { table: this.table })
+  }
+
+  /** What an insert gave back; `QUERY_FAILED` when that is nothing. For inserts of your own. */
+  protected inserted(entity: Entity | undefined): Entity {
+    if (entity !== undefined) return entity
+    throw new DatabaseError(
+      'QUERY_FAILED',
+      `${this.table}: the insert gave no row back. Look for a trigger or rule of the table that suppresses it.`,
+      { table: this.table },
+    )
   }
 
   // TypeScript cannot follow Kysely's types through an open DB; names are checked by `columns`, values by `Where`.

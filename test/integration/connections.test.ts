@@ -81,6 +81,21 @@ test('a server that is killed and comes back is used again without a restart of 
   }
 })
 
+test('kill -9 of a backend, which makes the server drop everyone, is survived', async () => {
+  const server = await startPostgres()
+  try {
+    await using database = await open(server.url, { max: 5 })
+    const backends = await Promise.all(Array.from({ length: 5 }, () => backend(database)))
+    process.kill(backends[0] as number, 'SIGKILL')
+    await vi.waitUntil(() => database.stats().pool.total === 0)
+    // Crash recovery takes a moment, in which the server says so.
+    await vi.waitUntil(async () => (await database.health()).status === 'up', 10_000)
+    expect(backends).not.toContain(await backend(database))
+  } finally {
+    await server.stop()
+  }
+})
+
 test('a borrower that leaves a transaction open does not hand it to the next', async () => {
   await using database = await open(await freshDatabaseUrl('empty'), { max: 1 })
   await sql`create table notes (id int)`.execute(database.db)

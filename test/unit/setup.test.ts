@@ -64,22 +64,17 @@ test.each(['package.json', 'package-lock.json'])('a changed %s is installed', as
 
 test('what `npm install` has put there is not installed again', async () => {
   mkdirSync(join(clone, 'node_modules'))
-  await new Promise((resolve) => {
-    spawn(process.execPath, ['scripts/setup.mjs', '--installed'], { cwd: clone, env: { npm_command: 'install' } }).once(
-      'close',
-      resolve,
-    )
-  })
+  expect(await setup('--installed')).toMatchObject({ code: 0 })
   expect(await setup('hello.mjs')).toMatchObject({ code: 0, stdout: 'hello\n' })
   expect(npmCalls()).toBe(0)
 })
 
-test('an interrupted install is noticed, and its remains are removed', async () => {
+test('an interrupted install is noticed and done again', async () => {
   fakeNpm('mkdir -p node_modules/half && kill -9 $PPID')
   await setup('hello.mjs')
   fakeNpm('mkdir -p node_modules')
   expect(await setup('hello.mjs')).toMatchObject({ code: 0, stdout: 'hello\n' })
-  expect(existsSync(join(clone, 'node_modules/half'))).toBe(false)
+  expect(npmCalls()).toBe(2)
 })
 
 test('two scripts started at once install once', async () => {
@@ -101,7 +96,7 @@ test('a failed install shows what npm said and runs nothing', async () => {
   const { code, stdout, stderr } = await setup('hello.mjs')
   expect({ code, stdout }).toEqual({ code: 2, stdout: '' })
   expect(stderr).toContain('no such version')
-  expect(stderr).toContain('npm install failed (exit code 7)')
+  expect(stderr).toContain('npm ci failed (exit code 7)')
 })
 
 test('the exit code of the script is passed on, and a signal reaches it', async () => {
