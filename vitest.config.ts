@@ -23,6 +23,19 @@ const config: ViteUserConfig = defineConfig({
       },
       {
         test: {
+          name: 'faults',
+          // One file at a time and nothing beside it: many of these tests have limits of some ten milliseconds.
+          fileParallelism: false,
+          sequence: { groupOrder: 2 },
+          include: ['test/faults/**/*.test.ts'],
+          globalSetup: 'test/support/global-setup.ts',
+          setupFiles: 'test/support/database.ts',
+          testTimeout: 30_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
+        test: {
           name: 'types',
           maxWorkers,
           // Compilers and npm keep all cores busy; tests with time limits go before them.

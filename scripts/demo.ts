@@ -45,18 +45,19 @@ async function registerAgain(database: Database<DB>) {
 }
 
 async function placeOrder(database: Database<DB>, user: User, productIds: readonly string[], quantity: number) {
-  return await database.db.transaction().execute(async (trx) => {
-    const products = new ProductRepository(database).withTransaction(trx)
-    const shelf = trx.selectFrom('products').where('id', 'in', productIds).select(['id', 'stock', 'price_minor'])
+  const { db } = database
+  const products = new ProductRepository(database)
+  return await database.transaction(async () => {
+    const shelf = db.selectFrom('products').where('id', 'in', productIds).select(['id', 'stock', 'price_minor'])
     // Everybody locks in the order of the ids, so no two orders wait for each other.
     const locked = await shelf.orderBy('id').forUpdate().execute()
     for (const { id, stock } of locked) await products.update(id, { stock: stock - quantity })
 
     const total_minor = locked.reduce((sum, product) => sum + quantity * product.price_minor, 0)
-    const order = trx.insertInto('orders').values({ user_id: user.id, total_minor }).returningAll()
+    const order = db.insertInto('orders').values({ user_id: user.id, total_minor }).returningAll()
     const { id: order_id } = await order.executeTakeFirstOrThrow()
     const items = locked.map((p) => ({ order_id, product_id: p.id, quantity, unit_price_minor: p.price_minor }))
-    await trx.insertInto('order_items').values(items).execute()
+    await db.insertInto('order_items').values(items).execute()
     return { order_id, total_minor }
   })
 }

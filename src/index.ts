@@ -1,18 +1,29 @@
 // The database
-export { createDatabase } from './database.ts'
-export type { Database, DatabaseStats, Health, PostgresHealth, ServerHealth } from './database.ts'
+export { createDatabase, postgresDialect } from './database.ts'
+export type { Compilable, Database, DatabaseStats, Health, PostgresHealth, Runnable, ServerHealth } from './database.ts'
 export { getDatabase, getDatabaseHealth, initializeDatabase, shutdownDatabase } from './default.ts'
-export type { PoolStats } from './postgres/pool.ts'
+export type { EventSource, Listener } from './core/events.ts'
+export type { CallOptions, DatabaseEvents, QueryEvent } from './postgres/engine.ts'
+export type { KyselyOptions } from './postgres/executor.ts'
+export type { PipelineStats } from './postgres/pipeline.ts'
+export type { LeaseHolder, PoolStats } from './postgres/pool.ts'
+export type { Parameters, PreparedQuery } from './postgres/prepared-query.ts'
+export type { Hook, TransactionOptions } from './postgres/transaction.ts'
+export type { BreakerState } from './resilience/circuit-breaker.ts'
 
 // Configuration
 export type {
+  BreakerOptions,
   DatabaseOptions,
   EmbeddedOptions,
   Environment,
   Logger,
+  PipelineOptions,
   PoolOptions,
   PostgresOptions,
+  PreparedStatementOptions,
   RedisOptions,
+  RetryOptions,
   SslMode,
 } from './core/config.ts'
 

@@ -44,17 +44,72 @@ export interface PostgresOptions {
   readonly applicationName?: string | undefined
   /** How long opening one connection may take, TLS and password included. @default 5000, `DATABASE_CONNECT_TIMEOUT_MS` */
   readonly connectTimeoutMs?: number | undefined
+  /**
+   * How long a statement may take, waiting for a connection and retries included, before the call fails with
+   * `QUERY_TIMEOUT` even if the server is frozen; `false` is no limit. @default 30000, `DATABASE_QUERY_TIMEOUT_MS`
+   */
+  readonly queryTimeoutMs?: number | false | undefined
   /** `statement_timeout` of each connection; 0 is no limit. @default the server's, `DATABASE_STATEMENT_TIMEOUT_MS` */
   readonly statementTimeoutMs?: number | undefined
   readonly pool?: PoolOptions | undefined
+  /** How independent single statements share connections; `false` gives each one of the pool. */
+  readonly pipeline?: PipelineOptions | false | undefined
+  /** `false` where a pooler does not know them (PgBouncer before 1.21 in transaction mode). */
+  readonly preparedStatements?: PreparedStatementOptions | false | undefined
+  /** `false` repeats nothing but statements whose preparation was lost. */
+  readonly retry?: RetryOptions | false | undefined
+  /** `false` never refuses a call because others failed. */
+  readonly breaker?: BreakerOptions | false | undefined
   /** Use the embedded PostgreSQL although a URL may be set in the environment. Refused in production. */
   readonly embedded?: EmbeddedOptions | undefined
+}
+
+/** Shared connections, on which statements do not wait for one another. */
+export interface PipelineOptions {
+  /** How many. They come on top of `pool.max`. @default 2, `DATABASE_PIPELINE_CONNECTIONS` */
+  readonly connections?: number | undefined
+  /** Most statements in flight on each; beyond that the pool takes them. @default 64, `DATABASE_PIPELINE_DEPTH` */
+  readonly depth?: number | undefined
+}
+
+/** Statements that the server keeps parsed. */
+export interface PreparedStatementOptions {
+  /** A text is prepared when it is asked for the so-manieth time. @default 3, `DATABASE_PREPARE_THRESHOLD` */
+  readonly threshold?: number | undefined
+  /** Most on one connection; the least recently used goes. @default 256, `DATABASE_PREPARE_MAX` */
+  readonly max?: number | undefined
+}
+
+/** Repeating what failed without effect, or reads that may have run. Times are milliseconds. */
+export interface RetryOptions {
+  /** Attempts in all, the first included. @default 3, `DATABASE_RETRY_ATTEMPTS` */
+  readonly attempts?: number | undefined
+  /** The longest pause after the first failure; it doubles with each, and the real one is random below. @default 25 */
+  readonly baseDelayMs?: number | undefined
+  /** @default 1000 */
+  readonly maxDelayMs?: number | undefined
+}
+
+/** When calls to a failing server are refused. Times are milliseconds. */
+export interface BreakerOptions {
+  /** It opens when more than so many percent of the calls fail … @default 50 */
+  readonly errorThresholdPercentage?: number | undefined
+  /** … out of at least so many … @default 10 */
+  readonly volumeThreshold?: number | undefined
+  /** … within this time after the first failure. @default 10000 */
+  readonly windowMs?: number | undefined
+  /** How long it stays open before one call may try. @default 1000 */
+  readonly resetTimeoutMs?: number | undefined
 }
 
 /** The pool of connections to one server. Times are milliseconds. */
 export interface PoolOptions {
   /** Most connections open at once. The embedded PostgreSQL has one. @default 20, `DATABASE_POOL_MAX` */
   readonly max?: number | undefined
+  /** Connections that are opened at the start and kept. @default 0, `DATABASE_POOL_MIN` */
+  readonly min?: number | undefined
+  /** Most callers that may wait for a connection; more are turned away with `POOL_OVERLOADED`. @default 1000, `DATABASE_POOL_MAX_WAITING` */
+  readonly maxWaiting?: number | undefined
   /** How long a caller waits for a connection before `POOL_TIMEOUT`. @default 5000, `DATABASE_POOL_ACQUIRE_TIMEOUT_MS` */
   readonly acquireTimeoutMs?: number | undefined
   /** A connection unused for so long is closed; 0 keeps it. @default 30000, `DATABASE_POOL_IDLE_TIMEOUT_MS` */
@@ -66,6 +121,11 @@ export interface PoolOptions {
   readonly maxLifetimeMs?: number | undefined
   /** How long `close()` waits for borrowed connections. @default 10000 in production, else 2000, `DATABASE_POOL_DRAIN_TIMEOUT_MS` */
   readonly drainTimeoutMs?: number | undefined
+  /**
+   * Who keeps a connection longer than this is reported by the event `leak` and the logger, with the place in the
+   * program that borrowed it; 0 never. @default 60000, `DATABASE_POOL_LEAK_WARNING_MS`
+   */
+  readonly leakWarningMs?: number | undefined
 }
 
 /** The PostgreSQL that runs inside the process (PGlite), for development without a server. */
@@ -132,10 +192,18 @@ export interface ResolvedConfig {
   readonly postgres: PostgresTarget
   /** The same database without a pooler in between. */
   readonly directPostgres: PostgresTarget
-  readonly pool: { readonly [Key in keyof PoolOptions]-?: number }
+  readonly pool: Complete<PoolOptions>
+  readonly queryTimeoutMs: number | false
+  /** `false` on the embedded PostgreSQL, which is one connection. */
+  readonly pipeline: Complete<PipelineOptions> | false
+  readonly preparedStatements: { readonly threshold: number | false; readonly max: number }
+  readonly retry: Complete<RetryOptions> | false
+  readonly breaker: Complete<BreakerOptions> | false
   readonly redis: RedisTarget | undefined
   readonly logger: Logger
 }
+
+type Complete<Options> = { readonly [Key in keyof Options]-?: number }
 
 /** A value that no log, inspection or JSON shows. */
 export class Secret<T> {
@@ -166,8 +234,17 @@ const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_SSL_MODE: 'postgres.ssl',
   DATABASE_APPLICATION_NAME: 'postgres.applicationName',
   DATABASE_CONNECT_TIMEOUT_MS: 'postgres.connectTimeoutMs',
+  DATABASE_QUERY_TIMEOUT_MS: 'postgres.queryTimeoutMs',
   DATABASE_STATEMENT_TIMEOUT_MS: 'postgres.statementTimeoutMs',
+  DATABASE_PIPELINE_CONNECTIONS: 'postgres.pipeline.connections',
+  DATABASE_PIPELINE_DEPTH: 'postgres.pipeline.depth',
+  DATABASE_PREPARE_THRESHOLD: 'postgres.preparedStatements.threshold',
+  DATABASE_PREPARE_MAX: 'postgres.preparedStatements.max',
+  DATABASE_RETRY_ATTEMPTS: 'postgres.retry.attempts',
   DATABASE_POOL_MAX: 'postgres.pool.max',
+  DATABASE_POOL_MIN: 'postgres.pool.min',
+  DATABASE_POOL_MAX_WAITING: 'postgres.pool.maxWaiting',
+  DATABASE_POOL_LEAK_WARNING_MS: 'postgres.pool.leakWarningMs',
   DATABASE_POOL_ACQUIRE_TIMEOUT_MS: 'postgres.pool.acquireTimeoutMs',
   DATABASE_POOL_IDLE_TIMEOUT_MS: 'postgres.pool.idleTimeoutMs',
   DATABASE_POOL_MAX_LIFETIME_MS: 'postgres.pool.maxLifetimeMs',
@@ -200,6 +277,9 @@ const wholeNumber = (min: number, max: number, what: string) => {
 const milliseconds = (min: number) => wholeNumber(min, 2_147_483_647, 'a whole number of milliseconds')
 const text = (expected: string) => z.string(expected).min(1, expected).optional()
 
+/** A setting that `false` switches off. */
+const orOff = <Schema extends z.ZodType>(schema: Schema) => z.union([z.literal(false), schema]).optional()
+
 const sslModes = ['disable', 'no-verify', 'verify-full'] as const
 const sslModeExpected = `one of ${sslModes.join(', ')}`
 
@@ -216,15 +296,52 @@ const postgresShape = {
   sslCa: text('a certificate as PEM text'),
   applicationName: z.string('text of 1 to 63 bytes').min(1).max(63).optional(),
   connectTimeoutMs: milliseconds(1),
+  queryTimeoutMs: orOff(milliseconds(1)),
   statementTimeoutMs: milliseconds(0),
+  pipeline: orOff(
+    z.strictObject(
+      { connections: wholeNumber(1, 64, 'a whole number'), depth: wholeNumber(1, 10_000, 'a whole number') },
+      'an object or false',
+    ),
+  ),
+  preparedStatements: orOff(
+    z.strictObject(
+      { threshold: wholeNumber(1, 1_000_000, 'a whole number'), max: wholeNumber(1, 100_000, 'a whole number') },
+      'an object or false',
+    ),
+  ),
+  retry: orOff(
+    z.strictObject(
+      {
+        attempts: wholeNumber(1, 100, 'a whole number'),
+        baseDelayMs: milliseconds(0),
+        maxDelayMs: milliseconds(0),
+      },
+      'an object or false',
+    ),
+  ),
+  breaker: orOff(
+    z.strictObject(
+      {
+        errorThresholdPercentage: wholeNumber(1, 100, 'a whole number'),
+        volumeThreshold: wholeNumber(1, 1_000_000, 'a whole number'),
+        windowMs: milliseconds(1),
+        resetTimeoutMs: milliseconds(1),
+      },
+      'an object or false',
+    ),
+  ),
   pool: z
     .strictObject(
       {
         max: wholeNumber(1, 10_000, 'a whole number'),
+        min: wholeNumber(0, 10_000, 'a whole number'),
+        maxWaiting: wholeNumber(0, 10_000_000, 'a whole number'),
         acquireTimeoutMs: milliseconds(1),
         idleTimeoutMs: milliseconds(0),
         maxLifetimeMs: milliseconds(0),
         drainTimeoutMs: milliseconds(0),
+        leakWarningMs: milliseconds(0),
       },
       'an object',
     )
@@ -250,12 +367,17 @@ const optionsSchema = z.strictObject(
 )
 
 /** Names for the message about one that does not exist. */
-const optionNames: Readonly<Record<string, readonly string[]>> = {
-  '': Object.keys(optionsSchema.shape),
-  postgres: Object.keys(postgresShape),
-  'postgres.pool': Object.keys(postgresShape.pool.unwrap().shape),
-  'postgres.embedded': Object.keys(postgresShape.embedded.unwrap().shape),
-  redis: Object.keys(optionsSchema.shape.redis.unwrap().shape),
+function optionNames(path: string): readonly string[] {
+  const keys = path === '' ? [] : path.split('.')
+  const schema = keys.reduce<z.core.$ZodType | undefined>((outer, key) => objectIn(outer)?.shape[key], optionsSchema)
+  return Object.keys(objectIn(schema)?.shape ?? {})
+}
+
+/** The object behind "optional" and "or false". */
+function objectIn(schema: z.core.$ZodType | undefined): z.ZodObject | undefined {
+  if (schema instanceof z.ZodOptional) return objectIn(schema.unwrap())
+  if (schema instanceof z.ZodUnion) return schema.options.map(objectIn).find((option) => option !== undefined)
+  return schema instanceof z.ZodObject ? schema : undefined
 }
 
 type ParsedOptions = z.infer<typeof optionsSchema>
@@ -285,6 +407,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     postgres: target,
     directPostgres: direct,
     pool: resolvePool(postgres.pool, environment, target.kind),
+    ...resolveEngine(postgres, target.kind),
     redis,
     logger: valid.logger ?? stderrLogger,
   })
@@ -354,6 +477,12 @@ function environmentOf(options: DatabaseOptions, env: NodeJS.ProcessEnv): Enviro
 }
 
 function describeIssue(issue: z.core.$ZodIssue, input: Input): ConfigProblem[] {
+  if (issue.code === 'invalid_union') {
+    // "False or this": what is wrong with it as "this" is what there is to say.
+    const [inner] = issue.errors.at(-1) ?? []
+    const rest = inner && ({ ...inner, path: [...issue.path, ...inner.path] } as z.core.$ZodIssue)
+    return rest ? describeIssue(rest, input) : []
+  }
   const path = issue.path.join('.')
   if (issue.code === 'unrecognized_keys') return issue.keys.map((key) => unknownOption(path, key))
   const received = secretPaths.has(path)
@@ -372,7 +501,7 @@ function remedyFor(path: string, input: Input): string {
 }
 
 function unknownOption(path: string, key: string): ConfigProblem {
-  const known = optionNames[path] ?? []
+  const known = optionNames(path)
   const near = known.find(
     (name) => name.toLowerCase() === key.toLowerCase() || name.startsWith(key) || key.startsWith(name),
   )
@@ -584,10 +713,41 @@ function resolvePool(
   return {
     // The embedded PostgreSQL is a single session.
     max: kind === 'embedded' ? 1 : (options?.max ?? 20),
+    min: options?.min ?? 0,
+    maxWaiting: options?.maxWaiting ?? 1_000,
     acquireTimeoutMs: options?.acquireTimeoutMs ?? 5_000,
     idleTimeoutMs: options?.idleTimeoutMs ?? 30_000,
     maxLifetimeMs: options?.maxLifetimeMs ?? 1_800_000,
     drainTimeoutMs: options?.drainTimeoutMs ?? (environment === 'production' ? 10_000 : 2_000),
+    leakWarningMs: options?.leakWarningMs ?? 60_000,
+  }
+}
+
+type EngineParts = Pick<ResolvedConfig, 'breaker' | 'pipeline' | 'preparedStatements' | 'queryTimeoutMs' | 'retry'>
+
+function resolveEngine(options: ParsedPostgres, kind: PostgresTarget['kind']): EngineParts {
+  const { pipeline, preparedStatements, retry, breaker } = options
+  return {
+    queryTimeoutMs: options.queryTimeoutMs ?? 30_000,
+    pipeline:
+      pipeline === false || kind === 'embedded'
+        ? false
+        : { connections: pipeline?.connections ?? 2, depth: pipeline?.depth ?? 64 },
+    preparedStatements:
+      preparedStatements === false
+        ? { threshold: false, max: 0 }
+        : { threshold: preparedStatements?.threshold ?? 3, max: preparedStatements?.max ?? 256 },
+    retry: retry !== false && {
+      attempts: retry?.attempts ?? 3,
+      baseDelayMs: retry?.baseDelayMs ?? 25,
+      maxDelayMs: retry?.maxDelayMs ?? 1_000,
+    },
+    breaker: breaker !== false && {
+      errorThresholdPercentage: breaker?.errorThresholdPercentage ?? 50,
+      volumeThreshold: breaker?.volumeThreshold ?? 10,
+      windowMs: breaker?.windowMs ?? 10_000,
+      resetTimeoutMs: breaker?.resetTimeoutMs ?? 1_000,
+    },
   }
 }
 
@@ -671,8 +831,8 @@ function validPart(schema: z.ZodObject, value: unknown): Record<string, unknown>
     Object.entries(schema.shape).flatMap(([key, field]) => {
       const result = z.safeParse(field, value[key])
       if (result.success) return result.data === undefined ? [] : [[key, result.data]]
-      const inner = field instanceof z.ZodOptional ? field.unwrap() : field
-      return inner instanceof z.ZodObject ? [[key, validPart(inner, value[key])]] : []
+      const inner = objectIn(field)
+      return inner ? [[key, validPart(inner, value[key])]] : []
     }),
   )
 }

@@ -8,3 +8,24 @@ export function settleWithin<T>(work: Promise<T>, limitMs: number, onTimeout: ()
     work.then(resolve, reject).finally(() => clearTimeout(timer))
   })
 }
+
+/** How long a call may take and who may stop it. Handed down, so that every wait inside takes what remains. */
+export interface Limits {
+  /** The instant by which the call must have settled, as `performance.now()`; infinity for none. */
+  readonly deadline: number
+  /** The whole budget, for messages. */
+  readonly budgetMs: number
+  readonly signal?: AbortSignal | undefined
+}
+
+/** The limits of a call that begins now. `false` or nothing is no limit of time. */
+export function limitsFrom(budgetMs: number | false | undefined, signal?: AbortSignal): Limits {
+  if (budgetMs === undefined || budgetMs === false) return { deadline: Number.POSITIVE_INFINITY, budgetMs: 0, signal }
+  return { deadline: performance.now() + budgetMs, budgetMs, signal }
+}
+
+/** The earlier of two limits. */
+export function tighter(one: Limits, other: Limits): Limits {
+  const first = one.deadline <= other.deadline ? one : other
+  return { ...first, signal: one.signal ?? other.signal }
+}

@@ -110,6 +110,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'Write to the primary, outside read-only transactions.',
   ),
 
+  CIRCUIT_OPEN: entry(
+    'transient replay whole',
+    'The server failed too often, so calls are refused for a while; nothing was sent.',
+    'Look at the server, and try again after the time that the message names.',
+  ),
+  POOL_OVERLOADED: entry(
+    'transient replay whole',
+    'Too many callers wait for a connection already.',
+    'Shed load, raise pool.max, or shorten transactions.',
+  ),
   POOL_TIMEOUT: entry(
     'transient replay whole',
     'No pooled connection became free in time.',
@@ -160,6 +170,11 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     '',
     'An earlier statement failed, so the transaction takes no more and is rolled back.',
     'Look at the first error; use a savepoint for work that may fail.',
+  ),
+  TRANSACTION_MISUSE: entry(
+    '',
+    'A transaction was used in a way that cannot be right.',
+    'Correct the program as the message says.',
   ),
   COMMIT_OUTCOME_UNKNOWN: entry(
     '',
@@ -276,6 +291,8 @@ export type ErrorCode =
   | 'TLS_FAILED'
   | 'RECOVERY_CONFLICT'
   | 'READ_ONLY'
+  | 'CIRCUIT_OPEN'
+  | 'POOL_OVERLOADED'
   | 'POOL_TIMEOUT'
   | 'QUERY_TIMEOUT'
   | 'STATEMENT_TIMEOUT'
@@ -286,6 +303,7 @@ export type ErrorCode =
   | 'SERIALIZATION_FAILURE'
   | 'DEADLOCK'
   | 'TRANSACTION_ABORTED'
+  | 'TRANSACTION_MISUSE'
   | 'COMMIT_OUTCOME_UNKNOWN'
   | 'UNIQUE_VIOLATION'
   | 'EXCLUSION_VIOLATION'
@@ -456,7 +474,12 @@ export class TimeoutError extends DatabaseError {
 
 /** A transaction could not go on or its end is not known. */
 export class TransactionError extends DatabaseError {
-  declare readonly code: 'COMMIT_OUTCOME_UNKNOWN' | 'DEADLOCK' | 'SERIALIZATION_FAILURE' | 'TRANSACTION_ABORTED'
+  declare readonly code:
+    | 'COMMIT_OUTCOME_UNKNOWN'
+    | 'DEADLOCK'
+    | 'SERIALIZATION_FAILURE'
+    | 'TRANSACTION_ABORTED'
+    | 'TRANSACTION_MISUSE'
 }
 
 /**

@@ -3,6 +3,14 @@ import { settleWithin } from '../core/deadline.ts'
 
 export type { Client }
 
+/** What a connection is for. */
+export interface ConnectOptions {
+  /** Statements are written without waiting for the answers of those before. */
+  readonly pipeline?: boolean
+  /** Gives up at once, and leaves nothing open. */
+  readonly signal?: AbortSignal
+}
+
 /**
  * Where connections to one PostgreSQL come from: a server, or the embedded one. What it hands out is connected,
  * has an error listener (a dying idle connection must not end the process), and belongs to the caller, who ends it
@@ -14,10 +22,32 @@ export interface ConnectionSource {
   /** How many connections it can give at once; 1 for the embedded PostgreSQL. */
   readonly maxConnections: number
   /** Opens a connection, or rejects within the connect timeout with a `ConnectionError`. */
-  connect(): Promise<Client>
+  connect(options?: ConnectOptions): Promise<Client>
+  /**
+   * Asks the server to stop what the connection is running. Resolves once the server has passed that on, so that what is
+   * sent afterwards is not hit by it, or after a second without an answer. Never rejects.
+   */
+  cancel(client: Client): Promise<void>
   /** Frees what the source itself holds; connections handed out are not closed by it. */
   close(): Promise<void>
 }
+
+/** What the server has reported of itself on this connection, such as `in_hot_standby`. */
+export function parameterOf(client: Client, name: string): string | undefined {
+  return parameters.get(client)?.get(name)
+}
+
+/** Begins to note what the server reports; before the client connects. */
+export function noteParameters(client: Client): void {
+  const noted = new Map<string, string>()
+  parameters.set(client, noted)
+  const { connection } = client as unknown as { connection?: NodeJS.EventEmitter }
+  connection?.on('parameterStatus', (message: { parameterName: string; parameterValue: string }) => {
+    noted.set(message.parameterName, message.parameterValue)
+  })
+}
+
+const parameters = new WeakMap<Client, Map<string, string>>()
 
 // A frozen server never answers the farewell.
 const farewellMs = 1_000
@@ -27,11 +57,13 @@ export async function endClient(client: Client): Promise<void> {
   try {
     await settleWithin(client.end(), farewellMs, () => new Error('no answer'))
   } catch {
-    socketOf(client)?.destroy()
+    cutClient(client)
   }
 }
 
-/** `pg` keeps the socket in a field that its types do not show. */
-function socketOf(client: Client): { destroy(): void } | undefined {
-  return (client as unknown as { connection?: { stream?: { destroy(): void } } }).connection?.stream
+/** Closes the socket without a word: what is in flight fails, and the server goes on until it notices. */
+export function cutClient(client: Client): void {
+  // `pg` keeps the socket in a field that its types do not show.
+  const { connection } = client as unknown as { connection?: { stream?: { destroy(): void } } }
+  connection?.stream?.destroy()
 }

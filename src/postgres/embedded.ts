@@ -46,6 +46,8 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
         throw error instanceof ConnectionError ? error : unavailable(`The ${description} does not answer`, error)
       }
     },
+    // It computes on the only thread, so whoever could ask for a stop has to wait until the statement is through.
+    cancel: () => Promise.resolve(),
     async close() {
       if (!pglite.closed) await pglite.close()
       folder?.unlock()

@@ -1,7 +1,10 @@
 import type { ResolvedConfig } from '../core/config.ts'
-import { DatabaseError, TimeoutError } from '../core/errors.ts'
-import { type Client, type ConnectionSource, endClient } from './connection.ts'
-import { discardsConnection, toDatabaseError } from './sqlstate.ts'
+import type { Limits } from '../core/deadline.ts'
+import { ConnectionError, DatabaseError, TimeoutError } from '../core/errors.ts'
+import { Channel } from './channel.ts'
+import type { PreparationPolicy } from './prepared-statements.ts'
+import { type ConnectionSource, cutClient } from './connection.ts'
+import { toDatabaseError } from './sqlstate.ts'
 
 /** Settings of a {@link Pool}, resolved. */
 export type PoolSettings = ResolvedConfig['pool']
@@ -9,61 +12,146 @@ export type PoolSettings = ResolvedConfig['pool']
 /** A moment of a {@link Pool}. */
 export interface PoolStats {
   readonly max: number
-  /** Open connections, idle and borrowed. */
+  /** Open connections, idle and borrowed, and those being opened. */
   readonly total: number
   readonly idle: number
   /** Callers that wait for a connection. */
   readonly waiting: number
+  /** Who has borrowed connections, the longest first. */
+  readonly holders: readonly LeaseHolder[]
+}
+
+/** One borrowed connection. */
+export interface LeaseHolder {
+  /** What it was borrowed for. */
+  readonly purpose: string
+  readonly ageMs: number
+  /** The last statement, with its placeholders. */
+  readonly lastSql: string | undefined
+  readonly transaction: 'failed' | 'none' | 'open'
+  /** Where the program borrowed it, when that was recorded. */
+  readonly callSite: string | undefined
+}
+
+/** What a borrower says of itself. */
+export interface LeaseRequest {
+  readonly purpose: string
+  readonly limits?: Limits | undefined
+  readonly origin?: CallSite | undefined
+}
+
+/** Where the program asked; put into words only when the lease is reported. */
+export interface CallSite {
+  readonly stack?: string
+}
+
+/** The place that called `callee`, at the cost of a microsecond. */
+export function callSiteAbove(callee: (...args: never[]) => unknown): CallSite {
+  const site: CallSite = {}
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 1
+  Error.captureStackTrace(site, callee)
+  Error.stackTraceLimit = stackTraceLimit
+  return site
 }
 
 interface Waiter {
-  readonly resolve: (session: Session) => void
-  readonly reject: (error: DatabaseError) => void
+  readonly request: LeaseRequest
+  readonly settle: (session: Session | DatabaseError | unknown) => void
+}
+
+/** What a pool reports. */
+export interface PoolObserver {
+  /** A borrower has held a connection longer than `leakWarningMs`. */
+  onLeak(holder: LeaseHolder): void
+  /** A caller got a connection after waiting. */
+  onAcquire(waitedMs: number): void
 }
 
 /**
  * The exclusive connections to one PostgreSQL. It survives backends that die (a dead idle connection is dropped, never
- * handed out), hands no open transaction to the next borrower, and lets nobody wait longer than `acquireTimeoutMs`.
+ * handed out), hands neither an open transaction nor a running statement to the next borrower, bounds how long and how
+ * many may wait, and knows who holds what.
  */
 export class Pool {
   readonly source: ConnectionSource
   readonly #settings: PoolSettings
+  readonly #prepared: PreparationPolicy
+  readonly #observer: PoolObserver | undefined
   readonly #max: number
   /** Last in, first out: what is rarely needed grows old and is closed. */
   readonly #idle: Session[] = []
   readonly #sessions = new Set<Session>()
   readonly #waiters = new Set<Waiter>()
   #opening = 0
+  readonly #connecting = new AbortController()
   /** Farewells under way. */
   readonly #ending = new Set<Promise<void>>()
   #sweeper: NodeJS.Timeout | undefined
   #closing: Promise<void> | undefined
   #onEmpty: (() => void) | undefined
 
-  constructor(source: ConnectionSource, settings: PoolSettings) {
+  constructor(source: ConnectionSource, settings: PoolSettings, prepared: PreparationPolicy, observer?: PoolObserver) {
     this.source = source
     this.#settings = settings
+    this.#prepared = prepared
+    this.#observer = observer
     this.#max = Math.min(settings.max, source.maxConnections)
+  }
+
+  /** The open connections, for whoever watches what is in flight. */
+  get sessions(): Iterable<Session> {
+    return this.#sessions
+  }
+
+  /** Borrows a connection that is idle now, if there is one. */
+  tryAcquire(request: LeaseRequest): Session | undefined {
+    if (this.#closing) return undefined
+    const session = this.#idle.pop()
+    return session?.lend(request)
   }
 
   /**
    * Borrows a connection, which {@link Session.release} gives back. Rejects with `POOL_TIMEOUT` when none became free
-   * in time, with a `ConnectionError` when one could not be opened, with `DATABASE_CLOSED` after {@link close}.
+   * in time, `POOL_OVERLOADED` when too many wait already, a `ConnectionError` when none could be opened,
+   * `DATABASE_CLOSED` after {@link close}, and with the signal's reason when it is aborted.
    */
-  acquire(): Promise<Session> {
+  acquire(request: LeaseRequest): Promise<Session> {
     if (this.#closing) return Promise.reject(closed())
-    const session = this.#idle.pop()
-    if (session) return Promise.resolve(session.lend())
-    return new Promise((resolve, reject) => this.#wait(resolve, reject))
+    const session = this.tryAcquire(request)
+    if (session) return Promise.resolve(session)
+    const { maxWaiting } = this.#settings
+    if (this.#waiters.size >= maxWaiting) return Promise.reject(this.#overloaded(maxWaiting))
+    return new Promise((resolve, reject) => this.#wait(request, resolve, reject))
+  }
+
+  /** Opens connections until `min` are open. Resolves when one is, rejects when none could be opened. */
+  async prewarm(): Promise<void> {
+    const wanted = Math.min(Math.max(this.#settings.min, 1), this.#max)
+    const opened = await Promise.allSettled(
+      Array.from({ length: wanted }, () => this.acquire({ purpose: 'prewarming' })),
+    )
+    for (const attempt of opened) if (attempt.status === 'fulfilled') attempt.value.release()
+    const [first] = opened
+    if (first?.status === 'rejected' && opened.every((attempt) => attempt.status === 'rejected')) throw first.reason
   }
 
   stats(): PoolStats {
+    const now = performance.now()
+    const borrowed = [...this.#sessions].filter((session) => session.isLent)
     return {
       max: this.#max,
       total: this.#sessions.size + this.#opening,
       idle: this.#idle.length,
       waiting: this.#waiters.size,
+      holders: borrowed.toSorted((one, other) => one.since - other.since).map((session) => session.holder(now)),
     }
+  }
+
+  /** Closes all idle connections and those in use when they come back: the server is not what it was. */
+  drain(): void {
+    for (const session of this.#sessions) session.retire()
+    for (const session of [...this.#idle]) this.#drop(session)
   }
 
   /** Refuses new borrowers, waits up to `drainTimeoutMs` for the present ones, then cuts what is left. Never rejects. */
@@ -72,22 +160,22 @@ export class Pool {
     return this.#closing
   }
 
-  #wait(resolve: (session: Session) => void, reject: (error: DatabaseError) => void): void {
-    const limitMs = this.#settings.acquireTimeoutMs
-    const waiter: Waiter = {
-      resolve: (session) => {
-        clearTimeout(timer)
-        resolve(session)
-      },
-      reject: (error) => {
-        clearTimeout(timer)
-        reject(error)
-      },
-    }
-    const timer = setTimeout(() => {
+  #wait(request: LeaseRequest, resolve: (session: Session) => void, reject: (reason: unknown) => void): void {
+    const began = performance.now()
+    const { deadline = Number.POSITIVE_INFINITY, signal } = request.limits ?? {}
+    const limitMs = Math.max(0, Math.min(this.#settings.acquireTimeoutMs, deadline - began))
+    const onAbort = (): void => settle(signal?.reason)
+    const settle = (outcome: unknown): void => {
       this.#waiters.delete(waiter)
-      reject(new TimeoutError('POOL_TIMEOUT', this.#describeShortage(limitMs), { limitMs }))
-    }, limitMs)
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', onAbort)
+      if (!(outcome instanceof Session)) return reject(outcome)
+      this.#observer?.onAcquire(performance.now() - began)
+      resolve(outcome)
+    }
+    const waiter: Waiter = { request, settle }
+    const timer = setTimeout(() => settle(this.#waitedInVain(Math.round(limitMs))), limitMs)
+    signal?.addEventListener('abort', onAbort, { once: true })
     this.#waiters.add(waiter)
     this.#openForWaiters()
   }
@@ -100,31 +188,29 @@ export class Pool {
   async #open(): Promise<void> {
     this.#opening += 1
     try {
-      const client = await this.source.connect()
+      const client = await this.source.connect({ signal: this.#connecting.signal })
       this.#opening -= 1
-      this.#add(client)
+      const channel = new Channel(client, this.#prepared, () => session.died())
+      const session = new Session(channel, this.#settings, this.source, this.#observer, {
+        free: (freed) => this.#offer(freed),
+        drop: (dropped) => this.#drop(dropped),
+      })
+      this.#sessions.add(session)
+      this.#offer(session)
     } catch (error) {
       this.#opening -= 1
       // One failed attempt answers one caller: each learns of its own failure, and an outage does not fan out.
-      this.#takeWaiter()?.reject(toDatabaseError(error, { phase: 'connect', target: this.source.description }))
+      const [waiter] = this.#waiters
+      waiter?.settle(toDatabaseError(error, { phase: 'connect', target: this.source.description }))
       this.#openForWaiters()
       this.#checkEmpty()
     }
   }
 
-  #add(client: Client): void {
-    const session = new Session(client, this.#settings.maxLifetimeMs, {
-      free: (freed) => this.#offer(freed),
-      drop: (dropped) => this.#drop(dropped),
-    })
-    this.#sessions.add(session)
-    this.#offer(session)
-  }
-
   #offer(session: Session): void {
     if (this.#closing || session.isExpired(performance.now())) return this.#drop(session)
-    const waiter = this.#takeWaiter()
-    if (waiter) return waiter.resolve(session.lend())
+    const [waiter] = this.#waiters
+    if (waiter) return waiter.settle(session.lend(waiter.request))
     this.#idle.push(session)
     this.#sweepLater()
   }
@@ -133,16 +219,13 @@ export class Pool {
     if (!this.#sessions.delete(session)) return
     const index = this.#idle.indexOf(session)
     if (index >= 0) this.#idle.splice(index, 1)
-    const ended = endClient(session.client).finally(() => this.#ending.delete(ended))
+    const ended = session.channel.end().finally(() => this.#ending.delete(ended))
     this.#ending.add(ended)
     this.#checkEmpty()
-    if (!this.#closing) this.#openForWaiters()
-  }
-
-  #takeWaiter(): Waiter | undefined {
-    const [waiter] = this.#waiters
-    if (waiter) this.#waiters.delete(waiter)
-    return waiter
+    if (this.#closing) return
+    this.#openForWaiters()
+    // One for one: an outage does not become a storm of attempts.
+    if (this.#sessions.size + this.#opening < this.#settings.min) void this.#open()
   }
 
   /** One timer for all idle connections, none while there are none. */
@@ -157,9 +240,9 @@ export class Pool {
   #sweep(): void {
     this.#sweeper = undefined
     const now = performance.now()
-    const { idleTimeoutMs } = this.#settings
+    const { idleTimeoutMs, min } = this.#settings
     for (const session of [...this.#idle]) {
-      const isUnused = idleTimeoutMs > 0 && now - session.since >= idleTimeoutMs
+      const isUnused = idleTimeoutMs > 0 && now - session.since >= idleTimeoutMs && this.#sessions.size > min
       if (isUnused || session.isExpired(now)) this.#drop(session)
     }
     if (this.#idle.length > 0) this.#sweepLater()
@@ -167,12 +250,14 @@ export class Pool {
 
   async #close(): Promise<void> {
     clearTimeout(this.#sweeper)
-    for (const waiter of this.#waiters) waiter.reject(closed())
-    this.#waiters.clear()
+    for (const waiter of [...this.#waiters]) waiter.settle(closed())
     for (const session of [...this.#idle]) this.#drop(session)
+    this.#connecting.abort()
     await this.#drained()
-    await Promise.all([...this.#ending, ...[...this.#sessions].map((session) => session.cut())])
-    this.#sessions.clear()
+    // A server that is asked to stop what it runs does not go on alone after the connection is gone.
+    for (const session of this.#sessions) void this.source.cancel(session.channel.client)
+    for (const session of [...this.#sessions]) this.#drop(session)
+    await Promise.all(this.#ending)
   }
 
   #drained(): Promise<void> {
@@ -194,98 +279,176 @@ export class Pool {
     return this.#sessions.size === 0 && this.#opening === 0
   }
 
-  #describeShortage(limitMs: number): string {
-    const now = performance.now()
-    const holders = [...this.#sessions]
-      .toSorted((one, other) => one.since - other.since)
-      .slice(0, 3)
-      .map((session) => `${Math.round(now - session.since)} ms: ${session.lastSql ?? 'no statement yet'}`)
-    const held = holders.length === 0 ? '' : ` Held the longest: ${holders.join('; ')}.`
-    return (
-      `No connection to ${this.source.description} became free within ${limitMs} ms: ` +
-      `${this.#sessions.size} of ${this.#max} are in use, ${this.#opening} are being opened, ${this.#waiters.size} more callers wait.${held} ` +
-      'Raise pool.max or pool.acquireTimeoutMs, shorten transactions, or give back what is not needed.'
+  #overloaded(maxWaiting: number): DatabaseError {
+    return new DatabaseError(
+      'POOL_OVERLOADED',
+      `${maxWaiting} callers wait for a connection to ${this.source.description} already, so this one was turned away.` +
+        `${this.#describeHolders()} Shed load earlier, raise pool.max or pool.maxWaiting, or shorten transactions.`,
     )
+  }
+
+  /** Either all connections were in use, or the server did not open another: that is a failure of the server. */
+  #waitedInVain(limitMs: number): DatabaseError {
+    if (this.#opening === 0 || this.#sessions.size >= this.#max) return this.#shortage(limitMs)
+    return new ConnectionError(
+      'CONNECTION_FAILED',
+      `${this.source.description} did not open a connection within ${limitMs} ms; nothing was sent. ` +
+        'Check that the server runs and answers, or raise the time limit.',
+    )
+  }
+
+  #shortage(limitMs: number): TimeoutError {
+    return new TimeoutError(
+      'POOL_TIMEOUT',
+      `No connection to ${this.source.description} became free within ${limitMs} ms: ${this.#sessions.size} of ${this.#max} are ` +
+        `in use, ${this.#opening} are being opened, ${this.#waiters.size} more callers wait.${this.#describeHolders()} ` +
+        'Raise pool.max or pool.acquireTimeoutMs, shorten transactions, or give back what is not needed.',
+      { limitMs },
+    )
+  }
+
+  #describeHolders(): string {
+    const longest = this.stats().holders.slice(0, 3).map(describeHolder)
+    return longest.length === 0 ? '' : ` Held the longest: ${longest.join('; ')}.`
   }
 }
 
+/** A lease in words. */
+export function describeHolder(holder: LeaseHolder): string {
+  const transaction = holder.transaction === 'none' ? '' : `, transaction ${holder.transaction}`
+  const place = holder.callSite ? ` at ${holder.callSite}` : ''
+  return `${Math.round(holder.ageMs)} ms by ${holder.purpose}${place}${transaction}, last ${holder.lastSql ?? 'nothing'}`
+}
+
+// A backend that was asked to stop says so within milliseconds; one that does not is given up.
+const settleMs = 1_000
+
 /** One borrowed connection and what is known of it. Not for use after {@link release}. */
 export class Session {
-  readonly client: Client
+  readonly channel: Channel
   /** When it was last borrowed or given back, as `performance.now()`. */
   since: number = performance.now()
   lastSql: string | undefined
+  /** Changes with a crash of the server; asked for once. */
+  crashMark: string | undefined
+  isLent = false
   readonly #expires: number
+  readonly #leakWarningMs: number
+  readonly #source: ConnectionSource
+  readonly #observer: PoolObserver | undefined
   readonly #owner: SessionOwner
+  #request: LeaseRequest | undefined
   #isBroken = false
-  #isLent = false
+  #leakTimer: NodeJS.Timeout | undefined
 
-  constructor(client: Client, maxLifetimeMs: number, owner: SessionOwner) {
-    this.client = client
+  constructor(
+    channel: Channel,
+    settings: PoolSettings,
+    source: ConnectionSource,
+    observer: PoolObserver | undefined,
+    owner: SessionOwner,
+  ) {
+    const { maxLifetimeMs, leakWarningMs } = settings
+    this.channel = channel
+    this.#source = source
+    this.#observer = observer
     this.#owner = owner
+    this.#leakWarningMs = leakWarningMs
     // Up to a tenth less, so that connections opened together do not all end together.
     this.#expires =
       maxLifetimeMs === 0 ? Number.POSITIVE_INFINITY : this.since + maxLifetimeMs * (1 - Math.random() / 10)
-    const onDeath = (): void => this.#die()
-    client.on('error', onDeath)
-    client.on('end', onDeath)
   }
 
   isExpired(now: number): boolean {
-    return now >= this.#expires
+    return now >= this.#expires || this.#isBroken
   }
 
   /** Marks it as borrowed. */
-  lend(): this {
-    this.#isLent = true
+  lend(request: LeaseRequest): this {
+    this.#request = request
+    this.isLent = true
     this.since = performance.now()
     this.lastSql = undefined
+    if (this.#leakWarningMs > 0) {
+      this.#leakTimer = setTimeout(() => this.#observer?.onLeak(this.holder(performance.now())), this.#leakWarningMs)
+      this.#leakTimer.unref()
+    }
     return this
   }
 
-  get inTransaction(): boolean {
-    const status = this.client.getTransactionStatus()
-    return status === 'T' || status === 'E'
+  get transactionStatus(): LeaseHolder['transaction'] {
+    const status = this.channel.client.getTransactionStatus()
+    if (status === 'T') return 'open'
+    return status === 'E' ? 'failed' : 'none'
   }
 
-  /** Runs one statement. Fails with the typed error; a connection that cannot go on is not used again. */
-  async query<Row>(sql: string, parameters: readonly unknown[] = []): Promise<QueryOutcome<Row>> {
-    if (!this.#isLent) {
-      throw new DatabaseError('INVALID_ARGUMENT', 'A connection was used after it was given back. Acquire a new one.', {
-        sql,
-      })
-    }
-    this.lastSql = sql
-    const { inTransaction } = this
-    try {
-      return (await this.client.query(sql, parameters as unknown[])) as unknown as QueryOutcome<Row>
-    } catch (cause) {
-      const phase = /^\s*(commit|end)\b/i.test(sql) ? 'commit' : 'statement'
-      const error = toDatabaseError(cause, { sql, inTransaction, phase })
-      if (discardsConnection(error)) this.#isBroken = true
-      throw error
+  holder(now: number): LeaseHolder {
+    const { purpose = 'nobody', origin } = this.#request ?? {}
+    return {
+      purpose,
+      ageMs: now - this.since,
+      lastSql: this.lastSql,
+      transaction: this.transactionStatus,
+      callSite: origin && describeSite(origin),
     }
   }
 
-  /** Gives the connection back. One with an open transaction or a failure behind it is closed instead. */
-  release(discard = false): void {
-    if (!this.#isLent) return
-    this.#isLent = false
-    this.since = performance.now()
-    if (discard || this.#isBroken || this.inTransaction) this.#owner.drop(this)
-    else this.#owner.free(this)
-  }
-
-  /** Ends it under its borrower, whose statement fails. */
-  cut(): Promise<void> {
+  /** It is closed when it comes back. */
+  retire(): void {
     this.#isBroken = true
-    return endClient(this.client)
   }
 
-  #die(): void {
+  /**
+   * Gives the connection back. One with an open transaction or a failure behind it is closed. One that still runs a
+   * statement is not handed on before the server has answered it; the statement is canceled, unless it is to be
+   * waited for.
+   */
+  release(unfinished: 'cancel' | 'wait' = 'cancel'): void {
+    if (!this.isLent) return
+    if (this.channel.inFlight.length > 0 && this.channel.isOpen && !this.#isBroken) {
+      void this.#settle(unfinished)
+      return
+    }
+    this.#giveBack()
+  }
+
+  /** Closes it under whoever still uses it, and asks the server to stop what it runs. */
+  discard(): void {
+    this.#isBroken = true
+    if (this.channel.inFlight.length > 0) {
+      void this.#source.cancel(this.channel.client)
+      cutClient(this.channel.client)
+    }
+    this.#giveBack()
+  }
+
+  /** The connection has ended by itself. */
+  died(): void {
     this.#isBroken = true
     // A borrower finds out by itself and gives it back.
-    if (!this.#isLent) this.#owner.drop(this)
+    if (!this.isLent) this.#owner.drop(this)
+  }
+
+  async #settle(unfinished: 'cancel' | 'wait'): Promise<void> {
+    const idle = this.channel.whenIdle()
+    if (unfinished === 'wait') await idle
+    else {
+      const answered = await Promise.race([
+        Promise.all([idle, this.#source.cancel(this.channel.client)]).then(() => true),
+        new Promise<false>((resolve) => setTimeout(resolve, settleMs, false).unref()),
+      ])
+      if (!answered) this.#isBroken = true
+    }
+    this.#giveBack()
+  }
+
+  #giveBack(): void {
+    clearTimeout(this.#leakTimer)
+    this.isLent = false
+    this.#request = undefined
+    this.since = performance.now()
+    if (this.#isBroken || !this.channel.isOpen || this.transactionStatus !== 'none') this.#owner.drop(this)
+    else this.#owner.free(this)
   }
 }
 
@@ -294,11 +457,8 @@ interface SessionOwner {
   drop(session: Session): void
 }
 
-/** What `pg` reports of a statement. */
-export interface QueryOutcome<Row> {
-  readonly command: 'DELETE' | 'INSERT' | 'MERGE' | 'SELECT' | 'UPDATE'
-  readonly rowCount: number
-  readonly rows: Row[]
+function describeSite({ stack = '' }: CallSite): string | undefined {
+  return stack.split('\n')[1]?.trim().replace(/^at /, '')
 }
 
 function closed(): DatabaseError {

@@ -147,6 +147,44 @@ const discardingCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'TRANSACTION_TIMEOUT',
 ])
 
+/** What an error says of the server's health; the rest says nothing, or that the server is well enough to refuse. */
+const unhealthyCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'AUTHENTICATION_FAILED',
+  'COMMIT_OUTCOME_UNKNOWN',
+  'CONFIGURATION_LIMIT',
+  'CONNECTION_FAILED',
+  'CONNECTION_LOST',
+  'DATABASE_DROPPED',
+  'DATABASE_NOT_FOUND',
+  'INTERNAL_ERROR',
+  'OUT_OF_MEMORY',
+  'POOLER_REJECTED',
+  'QUERY_TIMEOUT',
+  'READ_ONLY',
+  'SERVER_CRASHED',
+  'SERVER_SHUTDOWN',
+  'SERVER_STARTING',
+  'STATEMENT_TIMEOUT',
+  'SYSTEM_ERROR',
+  'TLS_FAILED',
+  'TOO_MANY_CONNECTIONS',
+])
+const neutralCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'CIRCUIT_OPEN',
+  'DATABASE_CLOSED',
+  'POOL_OVERLOADED',
+  'POOL_TIMEOUT',
+  'QUERY_CANCELED',
+])
+
+/** What an error tells a circuit breaker. A full disk counts against writes alone, so it does not stop the reads. */
+export function verdictOf(error: unknown): 'healthy' | 'neutral' | 'unhealthy' {
+  const code = isDatabaseError(error) ? error.code : classify(error, {})
+  if (unhealthyCodes.has(code)) return 'unhealthy'
+  const isFromServer = isDatabaseError(error) ? error.sqlState !== undefined : isServerReport(error)
+  return isFromServer && !neutralCodes.has(code) ? 'healthy' : 'neutral'
+}
+
 /** What was going on when the error came. */
 export interface ErrorContext {
   /** SQL text with placeholders. */
@@ -182,6 +220,14 @@ export function toDatabaseError(cause: unknown, context: ErrorContext = {}): Dat
   return construct(code, describe(code, cause, context), init, context)
 }
 
+/** Whether the connection on which an error came is gone or cannot be waited for, so that nothing can be undone on it. */
+export function isConnectionGone(error: DatabaseError): boolean {
+  const severity = severityOf(error.cause)
+  return (
+    connectionCodes.has(error.code) || error.code === 'QUERY_TIMEOUT' || severity === 'FATAL' || severity === 'PANIC'
+  )
+}
+
 /** Whether the connection on which an error came must not be used again. */
 export function discardsConnection(error: DatabaseError): boolean {
   return discardingCodes.has(error.code) || severityOf(error.cause) === 'FATAL' || severityOf(error.cause) === 'PANIC'
@@ -197,7 +243,8 @@ function classify(cause: unknown, context: ErrorContext): ErrorCode {
   // `pg` says these about a client whose socket has ended before the call.
   if (/not queryable|was closed/.test(message)) return 'CONNECTION_FAILED'
   if (context.phase === 'connect') return 'CONNECTION_FAILED'
-  if (isSocketFailure(code, message)) return context.phase === 'commit' ? 'COMMIT_OUTCOME_UNKNOWN' : 'CONNECTION_LOST'
+  if (isSocketFailure(code, message) || isDamaged(message))
+    return context.phase === 'commit' ? 'COMMIT_OUTCOME_UNKNOWN' : 'CONNECTION_LOST'
   return 'QUERY_FAILED'
 }
 
@@ -213,7 +260,8 @@ function classifyReport(report: ServerReport): ErrorCode {
 
 function describe(code: ErrorCode, cause: unknown, context: ErrorContext): string {
   const { meaning, remedy } = errorCatalog[code]
-  const where = context.target ? ` (${context.target})` : ''
+  // Which server it was matters where the connection is the trouble, not the statement.
+  const where = context.target && connectionCodes.has(code) ? ` (${context.target})` : ''
   const said = cause instanceof Error ? cause.message || errorCodeOf(cause) || '' : ''
   // `pg` says no more than this when its connect timeout has passed.
   const limit = said === 'timeout expired' && context.limitMs !== undefined ? ` after ${context.limitMs} ms` : ''
@@ -275,6 +323,11 @@ function isSocketFailure(code: string | undefined, message: string): boolean {
     /^(ECONNRESET|EPIPE|ETIMEDOUT|ECONNABORTED|EBADF|ERR_STREAM|ERR_SOCKET)/.test(code ?? '') ||
     /^Connection terminated|^timeout expired/.test(message)
   )
+}
+
+/** What `pg` says of a message that is not as it must be. */
+function isDamaged(message: string): boolean {
+  return /^(received invalid response|Received unexpected|Unknown authenticationOk)/.test(message)
 }
 
 function withoutFinalStop(text: string): string {

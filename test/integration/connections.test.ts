@@ -227,7 +227,7 @@ test('a password function is asked for each new connection, and what it gives is
     const answers = ['wrong', 'right', 'right']
     const password = (): Promise<string> => Promise.resolve(answers.shift() ?? 'too many')
     const connect = (): Promise<Database<never>> =>
-      createDatabase<never>({ postgres: { url, password, pool: { max: 2 } }, redis: false })
+      createDatabase<never>({ postgres: { url, password, pool: { max: 2 }, pipeline: false }, redis: false })
 
     await vi.waitUntil(() => value(admin, sql`(select count(*) > 1 from pg_hba_file_rules)`))
     await expect(connect()).rejects.toMatchObject({ code: 'AUTHENTICATION_FAILED' })

@@ -143,7 +143,8 @@ export function findRedis(): string | undefined {
     .find(isExecutable)
 }
 
-interface ServerKind {
+/** What {@link startServer} has to know of a kind of server. */
+export interface ServerKind {
   readonly name: string
   prepare(folder: string, user: SystemUser): Promise<void>
   command(folder: string, port: number): string[]
@@ -152,7 +153,8 @@ interface ServerKind {
   answers(url: string, port: number): Promise<void>
 }
 
-async function startServer(kind: ServerKind): Promise<OwnServer> {
+/** Starts a server process of any kind in a temporary folder on a free port. */
+export async function startServer(kind: ServerKind): Promise<OwnServer> {
   const user = unprivilegedUser()
   const folder = mkdtempSync(join(realpathSync(tmpdir()), `kanta-${kind.name}-`))
   tellKeeper({ folder, pid: null })

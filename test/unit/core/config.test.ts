@@ -200,3 +200,179 @@ test('the options of the caller stay as they were', () => {
   resolveConfig(options, { DATABASE_POOL_MAX: '7' })
   expect(options).toEqual({ postgres: { url: 'postgres://u@h/d' } })
 })
+
+const server = 'postgres://u@h/d'
+
+test('statements are piped, prepared, repeated and broken off by default', () => {
+  expect(resolveConfig({ postgres: { url: server } }, {})).toMatchObject({
+    queryTimeoutMs: 30_000,
+    pipeline: { connections: 2, depth: 64 },
+    preparedStatements: { threshold: 3, max: 256 },
+    retry: { attempts: 3, baseDelayMs: 25, maxDelayMs: 1_000 },
+    breaker: { errorThresholdPercentage: 50, volumeThreshold: 10, windowMs: 10_000, resetTimeoutMs: 1_000 },
+  })
+})
+
+test('false switches each of them off', () => {
+  const off = {
+    pipeline: false,
+    preparedStatements: false,
+    retry: false,
+    breaker: false,
+    queryTimeoutMs: false,
+  } as const
+  expect(resolveConfig({ postgres: { url: server, ...off } }, {})).toMatchObject({
+    queryTimeoutMs: false,
+    pipeline: false,
+    preparedStatements: { threshold: false, max: 0 },
+    retry: false,
+    breaker: false,
+  })
+})
+
+test('a part of an object leaves the other defaults in place', () => {
+  const some = {
+    pipeline: { depth: 8 },
+    preparedStatements: { max: 9 },
+    retry: { attempts: 1 },
+    breaker: { windowMs: 7 },
+  }
+  expect(resolveConfig({ postgres: { url: server, ...some } }, {})).toMatchObject({
+    pipeline: { connections: 2, depth: 8 },
+    preparedStatements: { threshold: 3, max: 9 },
+    retry: { attempts: 1, baseDelayMs: 25, maxDelayMs: 1_000 },
+    breaker: { errorThresholdPercentage: 50, volumeThreshold: 10, windowMs: 7, resetTimeoutMs: 1_000 },
+  })
+})
+
+test('the embedded PostgreSQL is one connection and shares none', () => {
+  expect(resolveConfig({ postgres: { embedded: { dataDir: 'memory' }, pipeline: { depth: 8 } } }, {}).pipeline).toBe(
+    false,
+  )
+})
+
+const engineVariables = {
+  DATABASE_URL: server,
+  DATABASE_QUERY_TIMEOUT_MS: '1500',
+  DATABASE_PIPELINE_CONNECTIONS: '4',
+  DATABASE_PIPELINE_DEPTH: '16',
+  DATABASE_PREPARE_THRESHOLD: '1',
+  DATABASE_PREPARE_MAX: '32',
+  DATABASE_RETRY_ATTEMPTS: '5',
+  DATABASE_POOL_MAX_WAITING: '0',
+  DATABASE_POOL_LEAK_WARNING_MS: '0',
+}
+
+test('the engine can be set from the environment', () => {
+  expect(resolveConfig({}, engineVariables)).toMatchObject({
+    queryTimeoutMs: 1_500,
+    pipeline: { connections: 4, depth: 16 },
+    preparedStatements: { threshold: 1, max: 32 },
+    retry: { attempts: 5, baseDelayMs: 25 },
+    pool: { maxWaiting: 0, leakWarningMs: 0 },
+  })
+})
+
+test('what is switched off in code stays off whatever the environment says', () => {
+  const off = { pipeline: false, preparedStatements: false, retry: false, queryTimeoutMs: false } as const
+  expect(resolveConfig({ postgres: off }, engineVariables)).toMatchObject({
+    queryTimeoutMs: false,
+    pipeline: false,
+    preparedStatements: { threshold: false },
+    retry: false,
+  })
+})
+
+test('an object in code and the environment complete each other', () => {
+  const { pipeline } = resolveConfig({ postgres: { pipeline: { depth: 8 } } }, engineVariables)
+  expect(pipeline).toEqual({ connections: 4, depth: 8 })
+})
+
+const wholeMs = (min: number): string => `a whole number of milliseconds from ${min} to 2147483647`
+
+test.each([
+  ['queryTimeoutMs', 0, wholeMs(1), '0'],
+  ['queryTimeoutMs', '1s', wholeMs(1), '"1s"'],
+  ['queryTimeoutMs', true, wholeMs(1), 'true'],
+  ['queryTimeoutMs', null, wholeMs(1), 'null'],
+  ['pipeline', true, 'an object or false', 'true'],
+  ['pipeline', 4, 'an object or false', '4'],
+  ['pipeline.connections', 0, 'a whole number from 1 to 64', '0'],
+  ['pipeline.connections', 65, 'a whole number from 1 to 64', '65'],
+  ['pipeline.depth', 1.5, 'a whole number from 1 to 10000', '1.5'],
+  ['preparedStatements', 'off', 'an object or false', '"off"'],
+  ['preparedStatements.threshold', 0, 'a whole number from 1 to 1000000', '0'],
+  ['preparedStatements.threshold', false, 'a whole number from 1 to 1000000', 'false'],
+  ['preparedStatements.max', '256', 'a whole number from 1 to 100000', '"256"'],
+  ['retry', [], 'an object or false', 'a list'],
+  ['retry.attempts', 0, 'a whole number from 1 to 100', '0'],
+  ['retry.baseDelayMs', -1, wholeMs(0), '-1'],
+  ['retry.maxDelayMs', 2 ** 31, wholeMs(0), '2147483648'],
+  ['breaker', null, 'an object or false', 'null'],
+  ['breaker.errorThresholdPercentage', 101, 'a whole number from 1 to 100', '101'],
+  ['breaker.volumeThreshold', 0, 'a whole number from 1 to 1000000', '0'],
+  ['breaker.windowMs', 0, wholeMs(1), '0'],
+  ['breaker.resetTimeoutMs', {}, wholeMs(1), 'an object'],
+])('postgres.%s: %j is refused with what is expected', (path, value, expected, received) => {
+  const [name = '', inner] = path.split('.')
+  const options = { postgres: { url: server, [name]: inner === undefined ? value : { [inner]: value } } }
+  expect(problemsOf(options)).toEqual([
+    { key: `postgres.${path}`, expected, received, remedy: expect.stringContaining('Correct it in the call') },
+  ])
+})
+
+test.each([
+  ['pipeline', 'depths', 'connections, depth', 'Did you mean depth?'],
+  ['preparedStatements', 'Max', 'threshold, max', 'Did you mean max?'],
+  ['retry', 'jitter', 'attempts, baseDelayMs, maxDelayMs', 'Remove it.'],
+  [
+    'breaker',
+    'window',
+    'errorThresholdPercentage, volumeThreshold, windowMs, resetTimeoutMs',
+    'Did you mean windowMs?',
+  ],
+])('an unknown option in %s is named with those that exist', (name, unknown, known, remedy) => {
+  expect(problemsOf({ postgres: { url: server, [name]: { [unknown]: 1 } } })).toEqual([
+    {
+      key: `postgres.${name}.${unknown}`,
+      expected: `one of ${known}`,
+      received: 'an option that does not exist',
+      remedy,
+    },
+  ])
+})
+
+test('all that is wrong inside one of them is reported at once', () => {
+  const wrong = {
+    url: server,
+    pipeline: { connections: 'many', depth: 'deep', width: 1 },
+    retry: { attempts: 0, maxDelayMs: 'long' },
+    breaker: { windowMs: 0, resetTimeoutMs: 0 },
+  }
+  expect(
+    problemsOf({ postgres: wrong })
+      .map((problem) => problem.key)
+      .toSorted(),
+  ).toEqual([
+    'postgres.breaker.resetTimeoutMs',
+    'postgres.breaker.windowMs',
+    'postgres.pipeline.connections',
+    'postgres.pipeline.depth',
+    'postgres.pipeline.width',
+    'postgres.retry.attempts',
+    'postgres.retry.maxDelayMs',
+  ])
+})
+
+test.each([
+  ['DATABASE_QUERY_TIMEOUT_MS', 'soon', wholeMs(1)],
+  ['DATABASE_PIPELINE_CONNECTIONS', '0', 'a whole number from 1 to 64'],
+  ['DATABASE_PIPELINE_DEPTH', '1.5', 'a whole number from 1 to 10000'],
+  ['DATABASE_PREPARE_THRESHOLD', 'never', 'a whole number from 1 to 1000000'],
+  ['DATABASE_PREPARE_MAX', '-1', 'a whole number from 1 to 100000'],
+  ['DATABASE_RETRY_ATTEMPTS', '101', 'a whole number from 1 to 100'],
+])('%s=%s is refused by its name, with what is expected', (name, value, expected) => {
+  expect(problemsOf({}, { [name]: value })).toMatchObject([
+    { key: name, expected, remedy: `Correct or unset ${name}.` },
+  ])
+})

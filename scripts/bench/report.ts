@@ -1,0 +1,174 @@
+/** Results as a table for a person at a terminal. */
+
+import { stripVTControlCharacters, styleText } from 'node:util'
+import { baseline, type ContenderName } from './contender.ts'
+import {
+  curveCallers,
+  curveContenders,
+  type CurveResult,
+  pgbenchRatio,
+  speedRatio,
+  type WorkloadResult,
+} from './measure.ts'
+import { failures, judge, type Results } from './results.ts'
+import { median, type Spread } from './statistics.ts'
+import type { Slice } from './worker.ts'
+
+const barWidth = 24
+
+/** The whole report. Colours where stdout has them. */
+export function formatReport(results: Results): string {
+  const sections = [
+    formatHead(results),
+    ...results.workloads.map((result) => formatWorkload(result, results.options.contenders)),
+    ...(results.curve ? [formatCurve(results.curve)] : []),
+    ...(results.imports ? [formatImports(results.imports)] : []),
+    ...(judge(results).length > 0 ? [formatVerdicts(results)] : []),
+    ...formatProblems(results),
+  ]
+  return `\n${sections.join('\n\n')}\n`
+}
+
+/** One line about the machine, for every place that quotes a figure. */
+export function machineLine({ machine }: Results): string {
+  const { date, processor, cores, memoryGb, system, node, postgres } = machine
+  return `${date}, ${cores} cores of ${processor}, ${memoryGb} GB, ${system}, Node ${node}, PostgreSQL ${postgres}, over loopback`
+}
+
+/** One line about how it was measured. */
+export function methodLine({ options, workloads }: Results): string {
+  const pool = Math.max(0, ...workloads.flatMap(({ connections }) => [...connections.values()]))
+  return `${options.rounds} rounds of ${options.seconds} s turns in shuffled order (seed ${options.seed}), at most ${pool} connections each`
+}
+
+/** A ratio as `2.41` with its lowest and highest round. */
+export function formatRange({ min, max }: Spread): string {
+  return `${min.toFixed(2)}–${max.toFixed(2)}`
+}
+
+/** `41 032` */
+export function formatCount(value: number): string {
+  return Math.round(value)
+    .toString()
+    .replaceAll(/\B(?=(\d{3})+$)/g, ' ')
+}
+
+/** The median of one figure over the rounds. */
+export function typical(slices: readonly Slice[], figure: keyof Slice): number {
+  return median(slices.map((slice) => slice[figure]))
+}
+
+function formatHead(results: Results): string {
+  return [
+    styleText('bold', `What kanta ${results.versions.kanta} costs`),
+    machineLine(results),
+    methodLine(results),
+    `× ${baseline}: median of the ratios to ${baseline} in the same round, and the lowest and highest of them.`,
+    'CPU: of the client process, per operation.',
+  ].join('\n')
+}
+
+function formatWorkload(result: WorkloadResult, contenders: readonly ContenderName[]): string {
+  const rows = [...result.slices].map(([name, slices]) => ({
+    name: name as string,
+    ours: name.startsWith('kanta'),
+    speed: typical(slices, 'operationsPerSecond'),
+    ratio: speedRatio(result, name),
+    rest: [
+      typical(slices, 'cpuMicrosPerOperation').toFixed(1),
+      typical(slices, 'p50Ms').toFixed(2),
+      typical(slices, 'p99Ms').toFixed(2),
+      String(result.connections.get(name) ?? '–'),
+    ],
+  }))
+  for (const kind of ['plain', 'pipelined'] as const) {
+    const ratio = pgbenchRatio(result, kind)
+    if (ratio === undefined) continue
+    const name = kind === 'plain' ? 'pgbench' : 'pgbench, pipelined'
+    const rest = ['–', '–', '–', String(result.workload.pgbench.clients)]
+    rows.push({ name, ours: false, speed: median(result.pgbench[kind]), ratio, rest })
+  }
+  rows.sort((a, b) => b.speed - a.speed)
+  const fastest = Math.max(...[...result.slices.values()].map((slices) => typical(slices, 'operationsPerSecond')))
+  const absent = contenders.filter((name) => !result.slices.has(name))
+  const table = align([
+    ['', 'per second', `× ${baseline}`, 'range', 'CPU µs', 'p50 ms', 'p99 ms', 'conns', ''],
+    ...rows.map(({ name, ours, speed, ratio, rest }) => [
+      ours ? styleText('bold', name) : name.startsWith('pgbench') ? styleText('dim', name) : name,
+      formatCount(speed),
+      ratio ? ratio.median.toFixed(2) : '–',
+      ratio ? formatRange(ratio) : '–',
+      ...rest,
+      name.startsWith('pgbench') ? '' : bar(speed / fastest, ours),
+    ]),
+    ...absent.map((name) => [name, '–', '–', '–', '–', '–', '–', '–', '']),
+  ])
+  return `${styleText('bold', result.workload.title)}\n${table}`
+}
+
+function bar(share: number, ours: boolean): string {
+  const eighths = Math.max(1, Math.round(share * barWidth * 8))
+  const text = '█'.repeat(Math.floor(eighths / 8)) + ['', '▏', '▎', '▍', '▌', '▋', '▊', '▉'][eighths % 8]
+  return styleText(ours ? 'green' : 'dim', text)
+}
+
+function formatCurve({ points }: CurveResult): string {
+  const rows = curveCallers.map((callers) => [
+    String(callers),
+    ...curveContenders.flatMap((name) => {
+      const slices = points.get(callers)?.get(name)
+      if (slices === undefined) return ['–', '–']
+      return [formatCount(typical(slices, 'operationsPerSecond')), typical(slices, 'p99Ms').toFixed(2)]
+    }),
+  ])
+  const head = ['callers', ...curveContenders.flatMap((name) => [`${name}/s`, 'p99 ms'])]
+  return `${styleText('bold', 'Read by key, from 1 to 256 callers')}\n${align([head, ...rows])}`
+}
+
+function formatImports({ kantaMs, partsMs, ratio }: NonNullable<Results['imports']>): string {
+  const rows = [
+    ['kanta', `${kantaMs.toFixed(0)} ms`, ratio.toFixed(2)],
+    ['kysely, pg, ioredis', `${partsMs.toFixed(0)} ms`, '1.00'],
+  ]
+  return `${styleText('bold', 'Import, in a fresh process')}\n${align(rows)}`
+}
+
+function formatVerdicts(results: Results): string {
+  const rows = judge(results).map(({ title, wanted, measured, met }) => [
+    `${met ? styleText('green', '✓') : styleText('red', '✗')} ${title}`,
+    measured,
+    ` ${wanted}`,
+  ])
+  const width = Math.max(...rows.map(([, , wanted = '']) => wanted.length))
+  return `${styleText('bold', 'Targets')}\n${align(rows.map(([title = '', measured = '', wanted = '']) => [title, measured, wanted.padEnd(width)]))}`
+}
+
+function formatProblems(results: Results): string[] {
+  const failed = failures(results).map(
+    ({ where, contender, reason }) =>
+      `${styleText('red', '✗')} ${contender} in "${where}": ${reason.replaceAll('\n', '\n    ')}`,
+  )
+  return [...failed, ...results.remarks.map((remark) => `! ${remark}`)]
+}
+
+/** Columns as wide as their widest cell; the first to the left, the others to the right, a last bar as it is. */
+function align(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => widthOf(row[column] ?? ''))))
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => {
+          const padding = ' '.repeat((widths[column] ?? 0) - widthOf(cell))
+          const left = column === 0 || /[█▏▎▍▌▋▊▉]/.test(cell)
+          return left ? cell + padding : padding + cell
+        })
+        .join('  ')
+        .trimEnd(),
+    )
+    .map((line) => `  ${line}`)
+    .join('\n')
+}
+
+function widthOf(cell: string): number {
+  return stripVTControlCharacters(cell).length
+}

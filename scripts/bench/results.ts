@@ -1,0 +1,113 @@
+/** Everything that a run has found, and what it says of the targets. */
+
+import { cpus, release, totalmem, type } from 'node:os'
+import type { ContenderName } from './contender.ts'
+import type { ImportTimes } from './import-time.ts'
+import { type CurveResult, speedRatio, type WorkloadResult } from './measure.ts'
+import type { BenchOptions } from './options.ts'
+import { importAtMost, targets } from './targets.ts'
+
+/** Where and when it was measured. */
+export interface Machine {
+  readonly date: string
+  readonly processor: string
+  readonly cores: number
+  readonly memoryGb: number
+  readonly system: string
+  readonly node: string
+  readonly postgres: string
+}
+
+export interface Results {
+  readonly machine: Machine
+  readonly options: BenchOptions
+  readonly versions: Readonly<Record<ContenderName, string>>
+  readonly workloads: readonly WorkloadResult[]
+  readonly curve: CurveResult | undefined
+  readonly imports: ImportTimes | undefined
+  /** What could not be measured at all, and what makes the figures doubtful. */
+  readonly remarks: readonly string[]
+}
+
+/** A target beside what was measured. */
+export interface Verdict {
+  readonly title: string
+  readonly wanted: string
+  readonly measured: string
+  readonly met: boolean
+}
+
+/** This machine, now. `server` says what PostgreSQL it was. */
+export function describeMachine(server: { readonly version: string; readonly description: string }): Machine {
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    processor: cpus()[0]?.model.trim() ?? 'unknown processor',
+    cores: cpus().length,
+    memoryGb: Math.round(totalmem() / 2 ** 30),
+    system: `${type()} ${release().split('-')[0]}`,
+    node: process.versions.node,
+    postgres: `${server.version} (${server.description})`,
+  }
+}
+
+/** The targets that this run was to measure. One whose contender could not do the work is missed. */
+export function judge(results: Results): Verdict[] {
+  const verdicts: Verdict[] = []
+  for (const { part, contender, against, atLeast } of targets) {
+    const result = results.workloads.find(({ workload }) => workload.name === part)
+    const { contenders } = results.options
+    if (result === undefined || !contenders.includes(contender) || !contenders.includes(against)) continue
+    const ratio = speedRatio(result, contender, against)
+    verdicts.push({
+      title: `${result.workload.title}: ${contender}`,
+      wanted: `≥ ${atLeast.toFixed(1)} × ${against}`,
+      measured: ratio?.median.toFixed(2) ?? '–',
+      met: ratio !== undefined && ratio.median >= atLeast,
+    })
+  }
+  if (results.options.parts.has('import'))
+    verdicts.push({
+      title: 'Importing the package',
+      wanted: `≤ ${importAtMost.toFixed(1)} × kysely, pg and ioredis`,
+      measured: results.imports?.ratio.toFixed(2) ?? '–',
+      met: results.imports !== undefined && results.imports.ratio <= importAtMost,
+    })
+  return verdicts
+}
+
+/** Every contender that failed or gave wrong rows, and in what. */
+export function failures(
+  results: Results,
+): { readonly where: string; readonly contender: string; readonly reason: string }[] {
+  const places = [
+    ...results.workloads.map(({ workload, problems }) => ({ where: workload.title, problems })),
+    ...(results.curve ? [{ where: 'Callers', problems: results.curve.problems }] : []),
+  ]
+  return places.flatMap(({ where, problems }) =>
+    [...problems].map(([contender, reason]) => ({ where, contender, reason })),
+  )
+}
+
+/** The figures of every turn, for other programs. */
+export function toJson(results: Results): string {
+  const { workloads, curve, options, ...rest } = results
+  const plain = {
+    ...rest,
+    options: { ...options, parts: [...options.parts] },
+    workloads: workloads.map(({ workload, slices, connections, problems, pgbench }) => ({
+      name: workload.name,
+      title: workload.title,
+      callers: workload.callers,
+      slices: Object.fromEntries(slices),
+      connections: Object.fromEntries(connections),
+      problems: Object.fromEntries(problems),
+      pgbench,
+    })),
+    curve: curve && {
+      points: Object.fromEntries([...curve.points].map(([callers, slices]) => [callers, Object.fromEntries(slices)])),
+      problems: Object.fromEntries(curve.problems),
+    },
+    verdicts: judge(results),
+  }
+  return `${JSON.stringify(plain, null, 2)}\n`
+}

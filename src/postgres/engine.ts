@@ -1,0 +1,374 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+import type { CompiledQuery } from 'kysely'
+import { type Limits, limitsFrom } from '../core/deadline.ts'
+import { DatabaseError, type ErrorCode, TimeoutError } from '../core/errors.ts'
+import { Emitter } from '../core/events.ts'
+import { type BreakerSettings, type BreakerState, CircuitBreaker } from '../resilience/circuit-breaker.ts'
+import { pause, type RetrySettings } from '../resilience/retry.ts'
+import type { Channel } from './channel.ts'
+import { PreparationPolicy, type PreparedStatementSettings } from './prepared-statements.ts'
+import { type ConnectionSource, cutClient } from './connection.ts'
+import { Pipeline, type PipelineSettings, type PipelineStats } from './pipeline.ts'
+import { type LeaseHolder, Pool, type PoolSettings, type PoolStats, type Session } from './pool.ts'
+import { discardsConnection, toDatabaseError, verdictOf } from './sqlstate.ts'
+import { Statement, type StatementRequest, type StatementResult } from './statement.ts'
+import { type StatementText, StatementTexts } from './statement-text.ts'
+
+/** Settings of an {@link Engine}, resolved. Times are milliseconds; `false` switches the part off. */
+export interface EngineSettings {
+  readonly pool: PoolSettings
+  readonly queryTimeoutMs: number | false
+  readonly pipeline: PipelineSettings | false
+  readonly preparedStatements: PreparedStatementSettings
+  readonly retry: RetrySettings | false
+  readonly breaker: BreakerSettings | false
+}
+
+/** What a single call may ask for. */
+export interface CallOptions {
+  /** Rejects the call with its reason, and stops the statement on the server. */
+  readonly signal?: AbortSignal | undefined
+  /** How long the call may take, waiting and retries included. @default `queryTimeoutMs` */
+  readonly timeoutMs?: number | false | undefined
+  /** The statement may be sent again although it may have run: doing it twice is doing it once. @default false */
+  readonly idempotent?: boolean | undefined
+}
+
+/** A statement came to its end. */
+export interface QueryEvent {
+  /** With placeholders. */
+  readonly sql: string
+  readonly durationMs: number
+  readonly rowCount: number
+  readonly attempts: number
+  readonly inTransaction: boolean
+  readonly error: ErrorCode | undefined
+}
+
+/** What happens in an engine; see {@link EventSource.on}. */
+export interface DatabaseEvents {
+  query: QueryEvent
+  /** A caller got a connection after waiting. */
+  acquire: { readonly waitedMs: number }
+  transaction: {
+    readonly outcome: 'committed' | 'rolled back' | 'unknown'
+    readonly durationMs: number
+    readonly attempts: number
+    readonly error: ErrorCode | undefined
+  }
+  /** Something is about to be tried again. */
+  retry: { readonly scope: 'statement' | 'transaction'; readonly failures: number; readonly error: ErrorCode }
+  breaker: { readonly state: BreakerState; readonly target: string }
+  /** A connection has been borrowed for longer than `leakWarningMs`. */
+  leak: LeaseHolder
+}
+
+/** A moment of an {@link Engine}. */
+export interface EngineStats {
+  readonly pool: PoolStats
+  /** Absent where statements do not share connections. */
+  readonly pipeline?: PipelineStats
+  readonly breaker: BreakerState
+}
+
+/** What {@link Engine.ambient} carries: the transaction that statements of this async context join. */
+export interface Ambient {
+  scope: StatementTarget | undefined
+}
+
+/** Something that runs statements. */
+export interface StatementTarget {
+  execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>>
+}
+
+/** Errors after which nothing has happened, and which a short pause may cure. */
+const repeatable: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'CACHED_PLAN_CHANGED',
+  'CONNECTION_FAILED',
+  'DEADLOCK',
+  'IDLE_SESSION_TIMEOUT',
+  'POOLER_REJECTED',
+  'PREPARED_STATEMENT_LOST',
+  'READ_ONLY',
+  'RECOVERY_CONFLICT',
+  'SERIALIZATION_FAILURE',
+  'SERVER_STARTING',
+  'TOO_MANY_CONNECTIONS',
+])
+/** Errors that leave open whether the statement ran. */
+const ambiguous: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['CONNECTION_LOST', 'SERVER_CRASHED', 'SERVER_SHUTDOWN'])
+/** Cured by sending it again at once. */
+const preparation: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['CACHED_PLAN_CHANGED', 'PREPARED_STATEMENT_LOST'])
+
+// Once for a name that was lost; behind a pooler that mixes names up, until nothing is prepared any more.
+const maxPreparations = 5
+// Deadlines are checked in this step: a timer for each statement would cost more than the statement's own bookkeeping.
+const watchStepMs = 20
+// A backend that was asked to stop and has not after this is taken for dead.
+const cancelGraceMs = 500
+
+/**
+ * Runs compiled statements on one PostgreSQL: on a shared connection where that is safe, else on one of the pool; under
+ * a deadline, behind a circuit breaker, and again where that cannot do anything twice.
+ */
+export class Engine implements StatementTarget {
+  readonly source: ConnectionSource
+  readonly pool: Pool
+  readonly texts: StatementTexts = new StatementTexts()
+  readonly ambient: AsyncLocalStorage<Ambient> = new AsyncLocalStorage()
+  readonly events: Emitter<DatabaseEvents> = new Emitter<DatabaseEvents>([
+    'query',
+    'acquire',
+    'transaction',
+    'retry',
+    'breaker',
+    'leak',
+  ])
+  readonly breaker: CircuitBreaker | undefined
+  readonly #settings: EngineSettings
+  readonly #pipeline: Pipeline | undefined
+  #watcher: NodeJS.Timeout | undefined
+  /** When a shared connection was last asked to stop: the statement behind may be hit. */
+  #sharedCancelAt = Number.NEGATIVE_INFINITY
+
+  /** `warn` hears of what the operator should know. */
+  constructor(source: ConnectionSource, settings: EngineSettings, warn: (message: string) => void = () => undefined) {
+    this.source = source
+    this.#settings = settings
+    const policy = new PreparationPolicy(settings.preparedStatements, () =>
+      warn(
+        `${source.description} does not keep prepared statements apart, as a pooler in transaction mode before PgBouncer 1.21; ` +
+          'nothing is prepared from now on. Set preparedStatements: false to begin so',
+      ),
+    )
+    this.pool = new Pool(source, settings.pool, policy, {
+      onLeak: (holder) => this.events.emit('leak', holder),
+      onAcquire: (waitedMs) => this.events.hears('acquire') && this.events.emit('acquire', { waitedMs }),
+    })
+    if (settings.pipeline !== false && source.maxConnections > settings.pipeline.connections) {
+      const { maxLifetimeMs } = settings.pool
+      this.#pipeline = new Pipeline(source, settings.pipeline, policy, maxLifetimeMs)
+    }
+    if (settings.breaker !== false) {
+      this.breaker = new CircuitBreaker(source.description, settings.breaker, verdictOf, (state) =>
+        this.events.emit('breaker', { state, target: source.description }),
+      )
+    }
+  }
+
+  get retry(): RetrySettings | false {
+    return this.#settings.retry
+  }
+
+  stats(): EngineStats {
+    const pool = this.pool.stats()
+    const breaker = this.breaker?.state ?? 'closed'
+    return this.#pipeline ? { pool, pipeline: this.#pipeline.stats(), breaker } : { pool, breaker }
+  }
+
+  /** The limits of a call that begins now. */
+  limits(options: CallOptions | undefined): Limits {
+    return limitsFrom(options?.timeoutMs ?? this.#settings.queryTimeoutMs, options?.signal)
+  }
+
+  /**
+   * Runs a statement in the transaction of the present async context, if there is one, else by itself. Rejects with a
+   * {@link DatabaseError}, or with the reason of the signal.
+   */
+  async execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>> {
+    const scope = this.ambient.getStore()?.scope
+    if (scope !== undefined) return scope.execute(query, options)
+
+    const text = this.texts.get(query.sql, query.query)
+    const limits = this.limits(options)
+    const began = this.events.hears('query') ? performance.now() : 0
+    let reason: DatabaseError | undefined
+    for (let attempts = 1; ; attempts += 1) {
+      const { breaker } = this
+      const generation = breaker === undefined || breaker.isCalm ? (breaker?.generation ?? 0) : undefined
+      text.uses += 1
+      try {
+        const result =
+          generation === undefined
+            ? await (breaker as CircuitBreaker).run(() => this.#send<Row>(text, query.parameters, limits))
+            : await this.#send<Row>(text, query.parameters, limits)
+        if (began > 0) this.report(query.sql, began, attempts, false, result)
+        return result
+      } catch (cause) {
+        if (generation !== undefined) breaker?.note(cause, generation)
+        if (cause === limits.signal?.reason && limits.signal?.aborted === true) throw cause
+        let error = toDatabaseError(cause, { sql: text.sql, target: this.source.description })
+        // Refused at a repetition: what went wrong before tells the caller more.
+        if (error.code === 'CIRCUIT_OPEN' && reason !== undefined) error = reason
+        else if (await this.#mayRepeat(error, text, options, attempts, limits)) {
+          reason = error
+          continue
+        }
+        if (began > 0) this.report(query.sql, began, attempts, false, undefined, error)
+        throw error
+      }
+    }
+  }
+
+  /** Sends a statement on a connection that the caller has borrowed, and settles within the limits. */
+  sendOn<Row>(
+    session: Session,
+    request: StatementRequest,
+    signal: AbortSignal | undefined,
+  ): Promise<StatementResult<Row>> {
+    session.lastSql = request.text.sql
+    this.#watch()
+    return new Promise((resolve, reject) => {
+      if (signal === undefined) {
+        session.channel.send(new Statement<Row>(request, resolve, reject) as Statement)
+        return
+      }
+      if (signal.aborted) return reject(signal.reason)
+      const statement = new Statement<Row>(
+        request,
+        (result) => {
+          signal.removeEventListener('abort', onAbort)
+          resolve(result)
+        },
+        (error) => {
+          signal.removeEventListener('abort', onAbort)
+          reject(error)
+        },
+      )
+      const onAbort = (): void => statement.abandon(signal.reason)
+      signal.addEventListener('abort', onAbort, { once: true })
+      session.channel.send(statement as Statement)
+    })
+  }
+
+  /** What came of a connection's last statement decides how it is given back. */
+  giveBack(session: Session, error?: unknown, unfinished: 'cancel' | 'wait' = 'cancel'): void {
+    if (error instanceof TimeoutError && error.code === 'QUERY_TIMEOUT') return session.discard()
+    if (error instanceof DatabaseError && discardsConnection(error)) session.retire()
+    session.release(unfinished)
+  }
+
+  /** The server turned out to be a standby, or another one: connections to it are of no use. */
+  drain(): void {
+    this.pool.drain()
+    this.#pipeline?.drain()
+  }
+
+  report(
+    sql: string,
+    began: number,
+    attempts: number,
+    inTransaction: boolean,
+    result: StatementResult<unknown> | undefined,
+    error?: DatabaseError,
+  ): void {
+    const rowCount = result === undefined ? 0 : Number(result.numAffectedRows ?? result.rows.length)
+    const durationMs = performance.now() - began
+    this.events.emit('query', { sql, durationMs, rowCount, attempts, inTransaction, error: error?.code })
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.pool.close(), this.#pipeline?.close(this.#settings.pool.drainTimeoutMs)])
+    clearInterval(this.#watcher)
+    this.breaker?.shutdown()
+  }
+
+  #send<Row>(text: StatementText, values: readonly unknown[], limits: Limits): Promise<StatementResult<Row>> {
+    if (limits.signal === undefined) {
+      const channel = this.#pipeline?.pick(text)
+      if (channel !== undefined) {
+        this.#watch()
+        return new Promise((resolve, reject) => {
+          channel.send(new Statement<Row>({ text, values, deadline: limits.deadline }, resolve, reject) as Statement)
+        })
+      }
+    }
+    return this.#sendOnSession(text, values, limits)
+  }
+
+  async #sendOnSession<Row>(
+    text: StatementText,
+    values: readonly unknown[],
+    limits: Limits,
+  ): Promise<StatementResult<Row>> {
+    limits.signal?.throwIfAborted()
+    const lease = { purpose: 'a statement', limits }
+    const session = this.pool.tryAcquire(lease) ?? (await this.pool.acquire(lease))
+    let failure: unknown
+    try {
+      return await this.sendOn<Row>(session, { text, values, deadline: limits.deadline }, limits.signal)
+    } catch (cause) {
+      const isAborted = limits.signal?.aborted === true && cause === limits.signal.reason
+      failure = isAborted ? cause : toDatabaseError(cause, { sql: text.sql, target: this.source.description })
+      throw failure
+    } finally {
+      this.giveBack(session, failure)
+    }
+  }
+
+  async #mayRepeat(
+    error: DatabaseError,
+    text: StatementText,
+    options: CallOptions | undefined,
+    failures: number,
+    limits: Limits,
+  ): Promise<boolean> {
+    const retry = this.#settings.retry
+    if (error.code === 'READ_ONLY') this.drain()
+    if (preparation.has(error.code) && failures <= maxPreparations) return true
+    if (error.code === 'QUERY_CANCELED') {
+      // Not asked for: it stood behind one that was. The server has undone it.
+      return failures === 1 && performance.now() - this.#sharedCancelAt < 2 * cancelGraceMs
+    }
+    if (retry === false || failures >= retry.attempts) return false
+    const isSafe = ambiguous.has(error.code) ? text.isRead || options?.idempotent === true : repeatable.has(error.code)
+    if (!isSafe || !(await pause(retry, failures, limits.deadline))) return false
+    if (this.events.hears('retry')) this.events.emit('retry', { scope: 'statement', failures, error: error.code })
+    return limits.signal?.aborted !== true
+  }
+
+  #watch(): void {
+    if (this.#watcher !== undefined) return
+    this.#watcher = setInterval(() => this.#checkDeadlines(), watchStepMs)
+    this.#watcher.unref()
+  }
+
+  #checkDeadlines(): void {
+    const now = performance.now()
+    let inFlight = 0
+    for (const channel of this.#pipeline?.channels ?? []) {
+      inFlight += channel.inFlight.length
+      for (const statement of channel.inFlight) if (statement.deadline <= now) this.#expireShared(channel, statement)
+    }
+    for (const { channel } of this.pool.sessions) {
+      inFlight += channel.inFlight.length
+      for (const statement of channel.inFlight) if (statement.deadline <= now) this.#expire(statement)
+    }
+    if (inFlight > 0) return
+    clearInterval(this.#watcher)
+    this.#watcher = undefined
+  }
+
+  #expire(statement: Statement): void {
+    if (statement.isSettled) return
+    const tookMs = Math.round(performance.now() - statement.sentAt)
+    statement.abandon(
+      new TimeoutError(
+        'QUERY_TIMEOUT',
+        `${this.source.description} gave no answer within the deadline (${tookMs} ms after the statement was sent). ` +
+          'It may have run: check that before you repeat a write. Make the query faster, or raise timeoutMs or queryTimeoutMs.',
+        { sql: statement.text.sql },
+      ),
+    )
+  }
+
+  #expireShared(channel: Channel, statement: Statement): void {
+    this.#expire(statement)
+    // One that waits behind others is left alone until it is its turn: a cancel would hit the wrong one.
+    if (channel.inFlight[0] !== statement || statement.isCancelSent) return
+    statement.isCancelSent = true
+    this.#sharedCancelAt = performance.now()
+    void this.source.cancel(channel.client)
+    setTimeout(() => channel.inFlight[0] === statement && cutClient(channel.client), cancelGraceMs).unref()
+  }
+}

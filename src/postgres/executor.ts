@@ -1,0 +1,360 @@
+import {
+  type AbortableQueryOptions,
+  AbortedTransactionError,
+  CompiledQuery,
+  type ConnectionProvider,
+  type DatabaseConnection,
+  DefaultQueryExecutor,
+  type Dialect,
+  type DialectAdapter,
+  type Driver,
+  Kysely,
+  type KyselyConfig,
+  type KyselyPlugin,
+  Log,
+  type LogConfig,
+  PostgresAdapter,
+  PostgresIntrospector,
+  PostgresQueryCompiler,
+  type QueryCompiler,
+  type QueryResult,
+  type TransactionSettings,
+} from 'kysely'
+import Cursor from 'pg-cursor'
+import { DatabaseError } from '../core/errors.ts'
+import type { Ambient, CallOptions, Engine } from './engine.ts'
+import type { Session } from './pool.ts'
+import { toDatabaseError } from './sqlstate.ts'
+import type { Scope, Transactions } from './transaction.ts'
+
+/** What a user may add to the Kysely of a database. */
+export interface KyselyOptions {
+  readonly plugins?: readonly KyselyPlugin[] | undefined
+  readonly log?: LogConfig | undefined
+}
+
+/** A Kysely whose statements go straight from its compiler to the engine. */
+export function createKysely<DB>(parts: EngineParts, options: KyselyOptions = {}): EngineKysely<DB> {
+  const { plugins = [], log } = options
+  const open = (): Promise<EngineParts> => Promise.resolve(parts)
+  const dialect = new EngineDialect(open)
+  const driver = new EngineDriver(open, parts)
+  const config: KyselyConfig = { dialect, plugins: [...plugins], ...(log && { log }) }
+  const provider = new EngineConnections(parts.engine, driver)
+  const executor = new EngineExecutor(parts.engine, provider, log && new Log(log), new PostgresAdapter(), plugins)
+  const db = new Kysely<DB>({ config, dialect, driver, executor })
+  return { db, run: (query, call) => executor.run(query, call) }
+}
+
+/** A Kysely, and the way to run one of its compiled queries with options that Kysely does not know. */
+export interface EngineKysely<DB> {
+  readonly db: Kysely<DB>
+  readonly run: <Row>(query: CompiledQuery, options: CallOptions | undefined) => Promise<QueryResult<Row>>
+}
+
+/** An engine and what runs transactions on it. */
+export interface EngineParts {
+  readonly engine: Engine
+  readonly transactions: Transactions
+}
+
+/** The engine as an ordinary dialect: slower than {@link createKysely} by Kysely's own executor. */
+export class EngineDialect implements Dialect {
+  readonly #open: () => Promise<EngineParts>
+
+  /** `open` is called once, with the first query. */
+  constructor(open: () => Promise<EngineParts>) {
+    this.#open = open
+  }
+
+  createAdapter(): DialectAdapter {
+    return new PostgresAdapter()
+  }
+
+  createDriver(): Driver {
+    return new EngineDriver(this.#open)
+  }
+
+  createIntrospector(db: Kysely<never>): PostgresIntrospector {
+    return new PostgresIntrospector(db)
+  }
+
+  createQueryCompiler(): QueryCompiler {
+    return new PostgresQueryCompiler()
+  }
+}
+
+/** Sends statements without a connection of their own to the engine; what needs one takes Kysely's way. */
+class EngineExecutor extends DefaultQueryExecutor {
+  readonly #engine: Engine
+  readonly #provider: ConnectionProvider
+  readonly #log: Log | undefined
+  readonly #adapter: DialectAdapter
+
+  constructor(
+    engine: Engine,
+    provider: ConnectionProvider,
+    log: Log | undefined,
+    adapter: DialectAdapter,
+    plugins: readonly KyselyPlugin[],
+  ) {
+    super(new PostgresQueryCompiler(), adapter, provider, [...plugins])
+    this.#engine = engine
+    this.#provider = provider
+    this.#log = log
+    this.#adapter = adapter
+  }
+
+  override executeQuery<Row>(query: CompiledQuery, options?: AbortableQueryOptions): Promise<QueryResult<Row>> {
+    const { signal, inflightQueryAbortStrategy = 'ignore query' } = options ?? {}
+    if (signal === undefined) return this.run(query, undefined)
+    // Kysely's word for "let it run" is its own executor's business; the other two mean the same to us.
+    return inflightQueryAbortStrategy === 'ignore query'
+      ? super.executeQuery(query, options)
+      : this.run(query, { signal })
+  }
+
+  /** Runs a compiled query as {@link executeQuery} does, with the options of a call. */
+  run<Row>(query: CompiledQuery, options: CallOptions | undefined): Promise<QueryResult<Row>> {
+    if (this.#log === undefined && this.plugins.length === 0) return this.#engine.execute(query, options)
+    return this.#observed(query, options)
+  }
+
+  override withPlugins(plugins: readonly KyselyPlugin[]): EngineExecutor {
+    return this.#with([...this.plugins, ...plugins])
+  }
+
+  override withPlugin(plugin: KyselyPlugin): EngineExecutor {
+    return this.#with([...this.plugins, plugin])
+  }
+
+  override withPluginAtFront(plugin: KyselyPlugin): EngineExecutor {
+    return this.#with([plugin, ...this.plugins])
+  }
+
+  override withoutPlugins(): EngineExecutor {
+    return this.#with([])
+  }
+
+  override withConnectionProvider(provider: ConnectionProvider): DefaultQueryExecutor {
+    return new DefaultQueryExecutor(new PostgresQueryCompiler(), this.#adapter, provider, [...this.plugins])
+  }
+
+  #with(plugins: readonly KyselyPlugin[]): EngineExecutor {
+    return new EngineExecutor(this.#engine, this.#provider, this.#log, this.#adapter, plugins)
+  }
+
+  async #observed<Row>(query: CompiledQuery, options: CallOptions | undefined): Promise<QueryResult<Row>> {
+    const log = this.#log
+    const began = performance.now()
+    let result: QueryResult<Row>
+    try {
+      result = await this.#engine.execute(query, options)
+    } catch (error) {
+      await log?.error(() => ({ level: 'error', error, query, queryDurationMillis: performance.now() - began }))
+      throw error
+    }
+    await log?.query(() => ({ level: 'query', query, queryDurationMillis: performance.now() - began }))
+    const { queryId } = query
+    for (const plugin of this.plugins) {
+      result = (await plugin.transformResult({ queryId, result: result as never })) as QueryResult<Row>
+    }
+    return result
+  }
+}
+
+/** Gives connections to what Kysely runs on one of its own, and makes a transaction on it the ambient one. */
+class EngineConnections implements ConnectionProvider {
+  readonly #engine: Engine
+  readonly #driver: EngineDriver
+
+  constructor(engine: Engine, driver: EngineDriver) {
+    this.#engine = engine
+    this.#driver = driver
+  }
+
+  async provideConnection<T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> {
+    const connection = await this.#driver.acquireConnection()
+    try {
+      return await this.#engine.ambient.run(connection.ambient, () => consumer(connection))
+    } finally {
+      await this.#driver.releaseConnection(connection)
+    }
+  }
+}
+
+class EngineDriver implements Driver {
+  readonly #open: () => Promise<EngineParts>
+  #parts: EngineParts | undefined
+
+  constructor(open: () => Promise<EngineParts>, parts?: EngineParts) {
+    this.#open = open
+    this.#parts = parts
+  }
+
+  async init(): Promise<void> {
+    this.#parts ??= await this.#open()
+  }
+
+  get #engine(): Engine {
+    return this.#opened.engine
+  }
+
+  get #transactions(): Transactions {
+    return this.#opened.transactions
+  }
+
+  get #opened(): EngineParts {
+    if (this.#parts) return this.#parts
+    throw new DatabaseError('DATABASE_CLOSED', 'The dialect has not been opened. Run a query through its Kysely first.')
+  }
+
+  /** Inside a transaction that is its connection; otherwise one of the pool. */
+  async acquireConnection(): Promise<EngineConnection> {
+    const { current } = this.#transactions
+    if (current) return new EngineConnection(this.#engine, current.session, current)
+    const session = await this.#engine.pool.acquire({ purpose: "Kysely's transaction, connection or stream" })
+    return new EngineConnection(this.#engine, session, undefined)
+  }
+
+  async beginTransaction(connection: DatabaseConnection, settings: TransactionSettings): Promise<void> {
+    const own = connection as EngineConnection
+    const { isolationLevel, accessMode } = settings
+    const modes = [isolationLevel && `isolation level ${isolationLevel}`, accessMode].filter(Boolean).join(' ')
+    const limits = this.#engine.limits({ timeoutMs: false })
+    own.enter(
+      own.outer ? own.outer.nest(limits) : this.#transactions.begin(own.session, `begin ${modes}`.trim(), limits),
+    )
+  }
+
+  async commitTransaction(connection: DatabaseConnection): Promise<void> {
+    const own = connection as EngineConnection
+    const scope = own.leave()
+    try {
+      await this.#transactions.commit(scope)
+    } catch (error) {
+      await this.#transactions.rollback(scope, error)
+      if (error instanceof DatabaseError && error.code === 'TRANSACTION_ABORTED') throw new AbortedTransactionError()
+      throw error
+    } finally {
+      scope.end()
+    }
+  }
+
+  async rollbackTransaction(connection: DatabaseConnection): Promise<void> {
+    const own = connection as EngineConnection
+    if (own.scope === own.outer) return
+    const scope = own.leave()
+    await this.#transactions.rollback(scope)
+    scope.end()
+  }
+
+  async savepoint(connection: DatabaseConnection, name: string): Promise<void> {
+    await (connection as EngineConnection).command(`savepoint ${quoted(name)}`)
+  }
+
+  async rollbackToSavepoint(connection: DatabaseConnection, name: string): Promise<void> {
+    await (connection as EngineConnection).command(`rollback to ${quoted(name)}`)
+  }
+
+  async releaseSavepoint(connection: DatabaseConnection, name: string): Promise<void> {
+    await (connection as EngineConnection).command(`release ${quoted(name)}`)
+  }
+
+  async releaseConnection(connection: DatabaseConnection): Promise<void> {
+    const own = connection as EngineConnection
+    if (own.outer === undefined) this.#engine.giveBack(own.session, own.failure, 'wait')
+  }
+
+  async destroy(): Promise<void> {
+    await this.#parts?.engine.close()
+  }
+}
+
+/** A borrowed connection as Kysely sees it. */
+class EngineConnection implements DatabaseConnection {
+  readonly session: Session
+  /** The transaction that this connection was in when Kysely got it. */
+  readonly outer: Scope | undefined
+  readonly ambient: Ambient
+  /** The last failure outside a transaction; it decides whether the connection is used again. */
+  failure: unknown
+  readonly #engine: Engine
+
+  constructor(engine: Engine, session: Session, outer: Scope | undefined) {
+    this.#engine = engine
+    this.session = session
+    this.outer = outer
+    this.ambient = { scope: outer }
+  }
+
+  get scope(): Scope | undefined {
+    return this.ambient.scope as Scope | undefined
+  }
+
+  enter(scope: Scope): void {
+    this.ambient.scope = scope
+  }
+
+  leave(): Scope {
+    const { scope } = this
+    if (scope === undefined || scope === this.outer) {
+      throw new DatabaseError('TRANSACTION_MISUSE', 'The transaction has ended already. Begin a new one.')
+    }
+    this.ambient.scope = this.outer
+    return scope
+  }
+
+  async executeQuery<Row>(query: CompiledQuery): Promise<QueryResult<Row>> {
+    const { scope } = this
+    if (scope !== undefined) return scope.execute(query)
+    const engine = this.#engine
+    const text = engine.texts.get(query.sql, query.query)
+    text.uses += 1
+    const { deadline } = engine.limits(undefined)
+    try {
+      return await engine.sendOn<Row>(this.session, { text, values: query.parameters, deadline }, undefined)
+    } catch (cause) {
+      const inTransaction = this.session.transactionStatus !== 'none'
+      this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction, target: engine.source.description })
+      throw this.failure
+    }
+  }
+
+  async command(sql: string): Promise<void> {
+    await this.executeQuery(CompiledQuery.raw(sql))
+  }
+
+  async *streamQuery<Row>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<Row>> {
+    const { client } = this.session.channel
+    await this.scope?.open()
+    this.session.lastSql = query.sql
+    const cursor = client.query(new Cursor<Row>(query.sql, [...query.parameters]))
+    try {
+      for (;;) {
+        const rows = await cursor.read(chunkSize)
+        if (rows.length === 0) return
+        yield { rows }
+      }
+    } catch (cause) {
+      this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction: this.scope !== undefined })
+      throw this.failure
+    } finally {
+      await cursor.close()
+    }
+  }
+
+  async collectSessionInfo(): Promise<void> {}
+
+  async cancelQuery(): Promise<void> {
+    await this.#engine.source.cancel(this.session.channel.client)
+  }
+
+  async killSession(): Promise<void> {
+    this.session.discard()
+  }
+}
+
+function quoted(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}

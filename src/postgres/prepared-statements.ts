@@ -1,0 +1,116 @@
+import type { Shape } from './row-shape.ts'
+import type { StatementText } from './statement-text.ts'
+import type { Wire } from './wire.ts'
+
+/** How connections prepare statements. */
+export interface PreparedStatementSettings {
+  /** A text gets a name when it is asked for the so-manieth time; `false` prepares nothing. */
+  readonly threshold: number | false
+  /** Most names on one connection; the one that was used least recently goes. */
+  readonly max: number
+}
+
+// A name that is lost now and then was deallocated by someone; names that keep being lost are not ours to have.
+const maxLost = 20
+
+/**
+ * Whether names can be used at all, for all connections of an engine. A pooler that gives each transaction another
+ * server connection, and does not know prepared statements, shows by a name that exists although this connection never
+ * made it; from then on nothing is prepared.
+ */
+export class PreparationPolicy {
+  readonly settings: PreparedStatementSettings
+  readonly #onGivenUp: () => void
+  #isGivenUp = false
+  #lost = 0
+
+  constructor(settings: PreparedStatementSettings, onGivenUp: () => void = () => undefined) {
+    this.settings = settings
+    this.#onGivenUp = onGivenUp
+  }
+
+  allows(text: StatementText): boolean {
+    const { threshold } = this.settings
+    return threshold !== false && !this.#isGivenUp && text.uses >= threshold && !text.isRefused
+  }
+
+  /** The server said 26000 (unknown name) or 42P05 (name exists). */
+  noteLost(sqlState: string): void {
+    this.#lost += 1
+    if (this.#isGivenUp || (sqlState !== '42P05' && this.#lost < maxLost)) return
+    this.#isGivenUp = true
+    this.#onGivenUp()
+  }
+}
+
+/** What one connection has prepared, and which columns each text gives. */
+export class PreparedStatements {
+  readonly #policy: PreparationPolicy
+  readonly #prepared = new Map<StatementText, Shape | undefined>()
+  /** Names that the server may hold with another meaning; they are closed before they are parsed again. */
+  readonly #stale = new Set<StatementText>()
+
+  constructor(policy: PreparationPolicy) {
+    this.#policy = policy
+  }
+
+  /** Whether the connection has the text under its name. */
+  has(text: StatementText): boolean {
+    return this.#prepared.has(text)
+  }
+
+  shapeOf(text: StatementText): Shape | undefined {
+    return this.#prepared.get(text)
+  }
+
+  /** The columns of a prepared text are known from now on. */
+  describe(text: StatementText, shape: Shape): void {
+    if (this.#prepared.has(text)) this.#prepared.set(text, shape)
+  }
+
+  /**
+   * Makes the statement ready to be bound, and returns the name to bind it by; it is empty while the text is not used
+   * often enough to keep it.
+   */
+  prepare(text: StatementText, wire: Wire): string {
+    if (this.#prepared.has(text)) {
+      this.#touch(text)
+      return text.name
+    }
+    if (!this.#policy.allows(text)) {
+      wire.parse('', text.sql)
+      return ''
+    }
+    if (this.#stale.delete(text)) wire.close(text.name)
+    if (this.#prepared.size >= this.#policy.settings.max) {
+      const [oldest] = this.#prepared.keys()
+      if (oldest) {
+        this.#prepared.delete(oldest)
+        wire.close(oldest.name)
+      }
+    }
+    this.#prepared.set(text, undefined)
+    wire.parse(text.name, text.sql)
+    return text.name
+  }
+
+  /** The name is not to be trusted any more: the server lost it, or its tables changed. */
+  forget(text: StatementText): void {
+    this.#prepared.delete(text)
+    this.#stale.add(text)
+  }
+
+  /** The server did not know a name, or knew it already. */
+  noteLost(text: StatementText, sqlState: string): void {
+    this.forget(text)
+    this.#policy.noteLost(sqlState)
+  }
+
+  /** Keeps a text that is in use from being the oldest; only worth its cost where names may run out. */
+  #touch(text: StatementText): void {
+    if (this.#prepared.size < this.#policy.settings.max / 2) return
+    const shape = this.#prepared.get(text)
+    this.#prepared.delete(text)
+    this.#prepared.set(text, shape)
+  }
+}

@@ -1,0 +1,80 @@
+import { createHash } from 'node:crypto'
+import type { RootOperationNode } from 'kysely'
+
+/** What is known of one SQL text, across all connections. */
+export interface StatementText {
+  readonly sql: string
+  /** The name under which connections prepare it. A hash of the text, so that it means the same on every connection. */
+  readonly name: string
+  /** Built from Kysely's nodes, and so certainly one command; text that was written by hand may be several. */
+  readonly isSingle: boolean
+  /** Reads only, as far as its nodes tell: it may be repeated although nobody knows whether it ran. */
+  readonly isRead: boolean
+  /** The server refused to prepare it the last time: it is sent without a name until it is accepted. */
+  isRefused: boolean
+  /** How often it was asked for. */
+  uses: number
+  /** How long it takes on the server, as a mean that follows the last dozen or so; 0 before the first. */
+  meanMs: number
+}
+
+const maxTexts = 5_000
+
+/** The texts that are in use; the least recently added is dropped first. */
+export class StatementTexts {
+  readonly #texts = new Map<string, StatementText>()
+
+  get(sql: string, node: RootOperationNode): StatementText {
+    return this.#texts.get(sql) ?? this.#add(sql, node)
+  }
+
+  /** The text of one of our own commands, such as BEGIN. */
+  command(sql: string): StatementText {
+    return this.#texts.get(sql) ?? this.#add(sql, 'command')
+  }
+
+  #add(sql: string, node: RootOperationNode | 'command'): StatementText {
+    if (this.#texts.size >= maxTexts) {
+      const [oldest] = this.#texts.keys()
+      if (oldest !== undefined) this.#texts.delete(oldest)
+    }
+    // 63 bytes are a name's limit; PostgreSQL would cut longer ones and mix them up.
+    const name = `k_${createHash('sha256').update(sql).digest('base64url').slice(0, 24)}`
+    const text: StatementText = {
+      sql,
+      name,
+      isSingle: node === 'command' || node.kind !== 'RawNode',
+      isRead: node !== 'command' && node.kind === 'SelectQueryNode' && !mayWrite(node),
+      isRefused: false,
+      uses: 0,
+      meanMs: 0,
+    }
+    this.#texts.set(sql, text)
+    return text
+  }
+}
+
+const writingKinds: ReadonlySet<string> = new Set([
+  'DeleteQueryNode',
+  'InsertQueryNode',
+  'MergeQueryNode',
+  'UpdateQueryNode',
+  // A function or a fragment of SQL may do anything, and a lock taken twice is not taken once.
+  'FunctionNode',
+  'RawNode',
+  'SelectModifierNode',
+])
+
+/** Functions without effects that queries often call. */
+const pureFunctions: ReadonlySet<string> = new Set(['avg', 'coalesce', 'count', 'lower', 'max', 'min', 'sum', 'upper'])
+
+function mayWrite(node: unknown): boolean {
+  if (typeof node !== 'object' || node === null) return false
+  if (Array.isArray(node)) return node.some(mayWrite)
+  const { kind, func } = node as { kind?: string; func?: string }
+  const isPure = kind === 'FunctionNode' && func !== undefined && pureFunctions.has(func)
+  if (kind !== undefined && writingKinds.has(kind) && !isPure) return true
+  // Parameters are data, whatever they look like.
+  if (kind === 'ValueNode' || kind === 'PrimitiveValueListNode') return false
+  return Object.values(node).some(mayWrite)
+}

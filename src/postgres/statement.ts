@@ -1,0 +1,244 @@
+import type { QueryResult } from 'kysely'
+import { Query } from 'pg'
+import { DatabaseError } from '../core/errors.ts'
+import type { PreparedStatements } from './prepared-statements.ts'
+import { type Field, type Shape, shapeOf } from './row-shape.ts'
+import type { StatementText } from './statement-text.ts'
+import { type DriverConnection, type Wire, wireOf } from './wire.ts'
+
+/** A result, and the command tag's first word, such as `SELECT` or `ROLLBACK`. */
+export interface StatementResult<Row> extends QueryResult<Row> {
+  readonly command: string
+  readonly extra?: string | null
+}
+
+/** What a {@link Statement} is made of. */
+export interface StatementRequest {
+  readonly text: StatementText
+  readonly values: readonly unknown[]
+  /** When the caller gives up, as `performance.now()`; whoever owns the connection watches it. */
+  readonly deadline: number
+  /** Sent ahead in the same breath, such as BEGIN: without parameters and rows. */
+  readonly prefix?: readonly StatementText[] | undefined
+  /** Sent behind in the same breath; the first value of its first row comes in {@link StatementResult.extra}. */
+  readonly suffix?: StatementText | undefined
+}
+
+const nothing: readonly StatementText[] = []
+
+/**
+ * One statement on its way through a connection, as `pg` knows queries but without what they cost: where the
+ * connection has prepared the text and knows its columns only Bind, Execute and Sync are sent, rows are built by a
+ * function made for their shape, and nothing is emitted. It settles its promise itself.
+ */
+export class Statement<Row = unknown> {
+  readonly text: StatementText
+  readonly values: readonly unknown[]
+  readonly deadline: number
+  /** As `performance.now()`. */
+  sentAt = 0
+  // Fields are plain, not private: the prototype below is exchanged, and they are read on the hot path.
+  private prepared: PreparedStatements | undefined
+  private onAnswer: ((statement: Statement, error?: unknown) => void) | undefined
+  /** Texts whose Parse is under way under their names, in the order sent; the unnamed one is `undefined`. */
+  private readonly parses: (StatementText | undefined)[] = []
+  isSubmitted = false
+  private readonly prefix: readonly StatementText[]
+  private readonly suffix: StatementText | undefined
+  private readonly resolve: (result: StatementResult<Row>) => void
+  private readonly reject: (error: unknown) => void
+  private shape: Shape | undefined
+  // Not called `rows`: `pg` takes that for a limit, and refuses it on a pipelined connection.
+  private found: Row[] = []
+  private tag = ''
+  private extra: string | null | undefined
+  /** Commands sent ahead that have not completed. */
+  private ahead: number
+  private isBehind = false
+  private failure: unknown
+  isSettled = false
+  isCancelSent = false
+
+  constructor(
+    request: StatementRequest,
+    resolve: (result: StatementResult<Row>) => void,
+    reject: (error: unknown) => void,
+  ) {
+    this.text = request.text
+    this.values = request.values
+    this.deadline = request.deadline
+    this.prefix = request.prefix ?? nothing
+    this.suffix = request.suffix
+    this.ahead = this.prefix.length
+    this.resolve = resolve
+    this.reject = reject
+  }
+
+  /** Says on which connection it goes out, and whom to tell when the server has answered it. */
+  attach(prepared: PreparedStatements, onAnswer: (statement: Statement, error?: unknown) => void): void {
+    this.prepared = prepared
+    this.onAnswer = onAnswer
+  }
+
+  /** Rejects now, whatever the server may still say. */
+  abandon(error: unknown): void {
+    if (this.isSettled) return
+    this.isSettled = true
+    this.reject(error)
+  }
+
+  /** Called by `pg` when it is this statement's turn to be written. */
+  submit(connection: DriverConnection): Error | null {
+    const { prepared, text } = this
+    if (prepared === undefined) return new Error('a statement is sent through a channel')
+    this.isSubmitted = true
+    const wire = wireOf(connection)
+    // Without parameters it may be several commands, which only the simple protocol takes.
+    if (this.values.length === 0 && !text.isSingle) {
+      wire.query([...this.prefix.map((command) => command.sql), text.sql].join('; '))
+      return null
+    }
+    try {
+      this.#write(prepared, wire)
+    } catch (error) {
+      // What was written of the statement does nothing and ends here.
+      this.failure = new DatabaseError(
+        'INVALID_ARGUMENT',
+        `A parameter cannot be sent: ${error instanceof Error ? error.message : 'it cannot be converted'}. Pass a plain value.`,
+        { cause: error, sql: text.sql },
+      )
+      wire.sync()
+    }
+    return null
+  }
+
+  #write(prepared: PreparedStatements, wire: Wire): void {
+    const { text, values } = this
+    for (const command of this.prefix) this.#writeCommand(prepared, wire, command)
+    if (prepared.has(text)) this.shape = prepared.shapeOf(text)
+    wire.bind(this.#prepare(prepared, wire, text), values)
+    if (this.shape === undefined) wire.describe()
+    wire.execute()
+    if (this.suffix !== undefined) this.#writeCommand(prepared, wire, this.suffix)
+    wire.sync()
+  }
+
+  /** A command of our own; everything up to the next Sync succeeds or fails as one. */
+  #writeCommand(prepared: PreparedStatements, wire: Wire, command: StatementText): void {
+    command.uses += 1
+    wire.bind(this.#prepare(prepared, wire, command), nothing)
+    wire.execute()
+  }
+
+  #prepare(prepared: PreparedStatements, wire: Wire, text: StatementText): string {
+    const isKnown = prepared.has(text)
+    const name = prepared.prepare(text, wire)
+    if (!isKnown) this.parses.push(name === '' ? undefined : text)
+    return name
+  }
+
+  handleParseComplete(): void {
+    this.parses.shift()
+  }
+
+  handleRowDescription(message: { fields: readonly Field[] }): void {
+    this.shape = shapeOf(message.fields)
+    this.found = []
+    this.prepared?.describe(this.text, this.shape)
+  }
+
+  handleDataRow(message: { fields: readonly (string | null)[] }): void {
+    if (this.failure !== undefined || this.isSettled) return
+    if (this.isBehind) {
+      this.extra = message.fields[0]
+      return
+    }
+    try {
+      if (this.shape === undefined) throw new Error('a row came without a description of its columns')
+      this.found.push(this.shape.build(message.fields) as Row)
+    } catch (error) {
+      // A value that its parser refuses: the rest is read and the statement fails.
+      this.failure = new DatabaseError(
+        'INVALID_DATA',
+        'A value of the result cannot be read. Look at the parser of its type.',
+        {
+          cause: error,
+          sql: this.text.sql,
+        },
+      )
+    }
+  }
+
+  handleCommandComplete(message: { text: string }): void {
+    if (this.ahead > 0) this.ahead -= 1
+    else if (!this.isBehind) {
+      this.tag = message.text
+      this.isBehind = this.suffix !== undefined
+    }
+  }
+
+  handleEmptyQuery(): void {
+    this.tag = ''
+  }
+
+  handlePortalSuspended(): void {
+    // No row limit is ever set, so no portal is suspended.
+  }
+
+  handleCopyInResponse(connection: DriverConnection): void {
+    connection.sendCopyFail('COPY FROM STDIN has no source here')
+  }
+
+  handleCopyData(): void {
+    // COPY TO STDOUT through a query: its data has no place in a result.
+  }
+
+  handleReadyForQuery(): void {
+    this.onAnswer?.(this as Statement)
+    if (this.isSettled) return
+    this.isSettled = true
+    this.text.isRefused = false
+    if (this.failure !== undefined) this.reject(this.failure)
+    else this.resolve(resultOf(this.found, this.tag, this.extra))
+  }
+
+  handleError(error: unknown): void {
+    const { prepared, text } = this
+    const sqlState = sqlStateOf(error)
+    // What was to be parsed behind the failure was not, and is not known by its name.
+    for (const unparsed of this.parses.splice(0)) {
+      if (unparsed === undefined) continue
+      prepared?.forget(unparsed)
+      // Those behind that count on the name fail with it; without one, each gets the real reason.
+      if (unparsed === text) text.isRefused = true
+    }
+    if (sqlState === '26000' || sqlState === '42P05') prepared?.noteLost(text, sqlState)
+    else if (isPlanChanged(error)) prepared?.forget(text)
+    this.onAnswer?.(this as Statement, error)
+    if (this.isSettled) return
+    this.isSettled = true
+    this.reject(this.failure ?? error)
+  }
+}
+
+// A pipelined client takes only instances of its own class; inheriting its constructor would cost an emitter and a
+// result object for each statement.
+Object.setPrototypeOf(Statement.prototype, Query.prototype)
+
+function sqlStateOf(error: unknown): string | undefined {
+  return (error as { code?: string }).code
+}
+
+/** The tables of a prepared statement have changed so that its result has other columns. */
+function isPlanChanged(error: unknown): boolean {
+  const { code, routine } = error as { code?: string; routine?: string }
+  return code === '0A000' && routine === 'RevalidateCachedQuery'
+}
+
+function resultOf<Row>(rows: Row[], tag: string, extra: string | null | undefined): StatementResult<Row> {
+  const space = tag.indexOf(' ')
+  const command = space < 0 ? tag : tag.slice(0, space)
+  const isChange = command === 'INSERT' || command === 'UPDATE' || command === 'DELETE' || command === 'MERGE'
+  const result = extra === undefined ? { command, rows } : { command, rows, extra }
+  return isChange ? { ...result, numAffectedRows: BigInt(tag.slice(tag.lastIndexOf(' ') + 1)) } : result
+}

@@ -1,0 +1,585 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { AccessMode, CompiledQuery, IsolationLevel } from 'kysely'
+import { type Limits, limitsFrom, tighter } from '../core/deadline.ts'
+import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from '../core/errors.ts'
+import { pause } from '../resilience/retry.ts'
+import { parameterOf } from './connection.ts'
+import type { Ambient, CallOptions, Engine, StatementTarget } from './engine.ts'
+import type { CallSite, Session } from './pool.ts'
+import { isConnectionGone, toDatabaseError } from './sqlstate.ts'
+import type { StatementResult } from './statement.ts'
+import type { StatementText } from './statement-text.ts'
+
+/** How a transaction runs. Only `timeoutMs` has a meaning in a nested one; the rest is that of the outermost. */
+export interface TransactionOptions {
+  /** @default the server's, which is `read committed` */
+  readonly isolationLevel?: Exclude<IsolationLevel, 'snapshot'> | undefined
+  readonly accessMode?: AccessMode | undefined
+  /** A serializable, read-only transaction that waits until it cannot fail or make others fail. @default false */
+  readonly deferrable?: boolean | undefined
+  /** How long all of it may take, attempts included; then it is rolled back. @default no limit */
+  readonly timeoutMs?: number | false | undefined
+  /** Attempts in all when the server asks for a repetition. 1 is none. @default the `retry` setting, at least 5 */
+  readonly attempts?: number | undefined
+  /** Further codes after which the whole may run again; only sensible where its effects are all in the database. */
+  readonly retryOn?: readonly ErrorCode[] | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/** Run when a transaction has ended; what they return is awaited. */
+export type Hook = () => unknown
+
+// Serialization failures come in storms: more attempts than for a lone statement, and they are cheap.
+const transactionAttempts = 5
+
+/** Starts transactions on one engine, and knows the one of the present async context. */
+export class Transactions {
+  readonly #engine: Engine
+  readonly #onHookFailure: (error: unknown) => void
+
+  constructor(engine: Engine, onHookFailure: (error: unknown) => void) {
+    this.#engine = engine
+    this.#onHookFailure = onHookFailure
+  }
+
+  /** The transaction that statements of this async context join. */
+  get current(): Scope | undefined {
+    return this.#engine.ambient.getStore()?.scope as Scope | undefined
+  }
+
+  /** Runs `work` in a transaction, or in a savepoint of the one that surrounds it. */
+  run<T>(work: () => Promise<T>, options: TransactionOptions = {}, origin?: CallSite): Promise<T> {
+    const { current } = this
+    return current ? this.#runNested(current, work, options) : this.#runOutermost(work, options, origin)
+  }
+
+  /** A transaction on a borrowed connection, for those who end it themselves. */
+  begin(session: Session, opening: string, limits: Limits): Scope {
+    return new Scope(this.#engine, session, undefined, opening, limits)
+  }
+
+  /** Ends a transaction well, and runs its hooks. */
+  async commit(scope: Scope): Promise<void> {
+    await scope.commit()
+    if (scope.parent === undefined) await this.#runHooks(scope.takeHooks('commit'))
+  }
+
+  /** Undoes a transaction after a failure. Never rejects. */
+  async rollback(scope: Scope, reason?: unknown): Promise<void> {
+    await scope.rollback()
+    const hooks = scope.takeHooks('rollback')
+    // Perhaps it was committed; then these would be wrong.
+    if (!isOutcomeUnknown(reason)) await this.#runHooks(hooks)
+  }
+
+  async #runNested<T>(parent: Scope, work: () => Promise<T>, options: TransactionOptions): Promise<T> {
+    const scope = parent.nest(limitsFrom(options.timeoutMs, options.signal))
+    try {
+      const result = await this.#runIn(scope, work)
+      await this.commit(scope)
+      return result
+    } catch (error) {
+      await this.rollback(scope, error)
+      throw error
+    } finally {
+      scope.end()
+    }
+  }
+
+  async #runOutermost<T>(
+    work: () => Promise<T>,
+    options: TransactionOptions,
+    origin: CallSite | undefined,
+  ): Promise<T> {
+    const engine = this.#engine
+    const limits = limitsFrom(options.timeoutMs, options.signal)
+    const retry = engine.retry === false ? undefined : engine.retry
+    const attempts = options.attempts ?? Math.max(retry?.attempts ?? 1, transactionAttempts)
+    const began = performance.now()
+    for (let attempt = 1; ; attempt += 1) {
+      const { breaker } = engine
+      const generation = breaker?.isCalm === true ? breaker.generation : undefined
+      const run = (): Promise<T> => this.#attempt(work, options, limits, origin)
+      try {
+        const result = await (breaker === undefined || generation !== undefined ? run() : breaker.run(run))
+        this.#report('committed', began, attempt, undefined)
+        return result
+      } catch (error) {
+        if (generation !== undefined) breaker?.note(error, generation)
+        const reason = repeatableCause(error, options)
+        if (reason && attempt < attempts && options.signal?.aborted !== true) {
+          if (reason === 'READ_ONLY') engine.drain()
+          if (await pause(retry ?? patience, attempt, limits.deadline)) {
+            if (engine.events.hears('retry')) {
+              engine.events.emit('retry', { scope: 'transaction', failures: attempt, error: reason })
+            }
+            continue
+          }
+        }
+        const code = isDatabaseError(error) ? error.code : undefined
+        this.#report(isOutcomeUnknown(error) ? 'unknown' : 'rolled back', began, attempt, code)
+        throw error
+      }
+    }
+  }
+
+  async #attempt<T>(
+    work: () => Promise<T>,
+    options: TransactionOptions,
+    limits: Limits,
+    origin: CallSite | undefined,
+  ): Promise<T> {
+    const engine = this.#engine
+    const lease = { purpose: 'a transaction', limits, origin }
+    let failure: unknown
+    let session: Session | undefined
+    try {
+      session = engine.pool.tryAcquire(lease) ?? (await engine.pool.acquire(lease))
+      const scope = this.begin(session, beginSql(options), limits)
+      try {
+        const result = await this.#runIn(scope, work)
+        await this.commit(scope)
+        return result
+      } catch (error) {
+        await this.rollback(scope, error)
+        throw error
+      } finally {
+        scope.end()
+      }
+    } catch (error) {
+      failure = error
+      throw error
+    } finally {
+      if (session) engine.giveBack(session, failure)
+    }
+  }
+
+  /** Runs the work with its statements joining the scope, within the limits, and nothing left behind. */
+  async #runIn<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
+    const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
+    await scope.settle()
+    return result
+  }
+
+  async #runHooks(hooks: readonly Hook[]): Promise<void> {
+    // The transaction is over: what a hook does is no part of it, nor can its failure undo anything.
+    const outside: Ambient = { scope: undefined }
+    for (const hook of hooks) {
+      try {
+        await this.#engine.ambient.run(outside, async () => hook())
+      } catch (error) {
+        this.#onHookFailure(error)
+      }
+    }
+  }
+
+  #report(
+    outcome: 'committed' | 'rolled back' | 'unknown',
+    began: number,
+    attempts: number,
+    error: ErrorCode | undefined,
+  ): void {
+    const { events } = this.#engine
+    if (!events.hears('transaction')) return
+    events.emit('transaction', { outcome, durationMs: performance.now() - began, attempts, error })
+  }
+}
+
+const patience = { attempts: transactionAttempts, baseDelayMs: 10, maxDelayMs: 500 }
+
+/** Codes whose cause passes when the whole transaction runs again. */
+const wholeAgain: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'CACHED_PLAN_CHANGED',
+  'CONNECTION_FAILED',
+  'CONNECTION_LOST',
+  'DEADLOCK',
+  'IDLE_SESSION_TIMEOUT',
+  'POOLER_REJECTED',
+  'PREPARED_STATEMENT_LOST',
+  'READ_ONLY',
+  'RECOVERY_CONFLICT',
+  'SERIALIZATION_FAILURE',
+  'SERVER_CRASHED',
+  'SERVER_SHUTDOWN',
+  'SERVER_STARTING',
+  'TOO_MANY_CONNECTIONS',
+])
+
+/**
+ * Why a transaction may run again: its error, or the one behind it where the program wrapped it or went on after it.
+ * Nothing of the transaction is in the database then.
+ */
+function repeatableCause(error: unknown, { retryOn = [], accessMode }: TransactionOptions): ErrorCode | undefined {
+  for (let cause = error, depth = 0; cause instanceof Error && depth < 5; cause = cause.cause, depth += 1) {
+    if (!isDatabaseError(cause)) continue
+    if (isOutcomeUnknown(cause)) return undefined
+    if (retryOn.includes(cause.code)) return cause.code
+    // A write in a transaction that asked to be read only is its own mistake, not a failover.
+    const isOwnMistake = cause.code === 'READ_ONLY' && accessMode === 'read only'
+    if (wholeAgain.has(cause.code) && cause.retry !== 'none' && !isOwnMistake) return cause.code
+  }
+  return undefined
+}
+
+function isOutcomeUnknown(error: unknown): boolean {
+  return isDatabaseError(error) && error.code === 'COMMIT_OUTCOME_UNKNOWN'
+}
+
+function beginSql({ isolationLevel, accessMode, deferrable }: TransactionOptions): string {
+  const modes = [
+    isolationLevel && `isolation level ${isolationLevel}`,
+    accessMode,
+    deferrable === undefined ? undefined : deferrable ? 'deferrable' : 'not deferrable',
+  ].filter((mode) => mode !== undefined)
+  return modes.length === 0 ? 'begin' : `begin ${modes.join(' ')}`
+}
+
+async function withinLimits<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
+  const { deadline, budgetMs, signal } = scope.limits
+  signal?.throwIfAborted()
+  if (deadline === Number.POSITIVE_INFINITY && signal === undefined) return work()
+  const stopped = Promise.withResolvers<never>()
+  const onAbort = (): void => stopped.reject(signal?.reason)
+  const onTimeout = (): void =>
+    stopped.reject(
+      new TimeoutError(
+        'TRANSACTION_TIMEOUT',
+        `The transaction did not end within ${budgetMs} ms and was rolled back. Do less in it, or raise its timeoutMs.`,
+        { limitMs: budgetMs },
+      ),
+    )
+  const timer = deadline === Number.POSITIVE_INFINITY ? undefined : setTimeout(onTimeout, deadline - performance.now())
+  signal?.addEventListener('abort', onAbort, { once: true })
+  try {
+    const working = work()
+    // Once stopped, nobody waits for it any more; its later failure is that of a transaction that is over.
+    working.catch(() => undefined)
+    return await Promise.race([working, stopped.promise])
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener('abort', onAbort)
+  }
+}
+
+/**
+ * One transaction, or one savepoint in it. BEGIN and SAVEPOINT are sent together with the first statement that needs
+ * them; without one, nothing is sent at all.
+ */
+export class Scope implements StatementTarget {
+  readonly parent: Scope | undefined
+  readonly limits: Limits
+  readonly session: Session
+  readonly #engine: Engine
+  readonly #root: Scope
+  readonly #opening: string
+  readonly #depth: number
+  /** Commands to go ahead of the next statement. */
+  readonly #ahead: string[] = []
+  readonly #running = new Set<{ readonly sql: string }>()
+  readonly #hooks = { commit: [] as Hook[], rollback: [] as Hook[] }
+  #hasBegun = false
+  #hasEnded = false
+  #child: Scope | undefined
+  /** The first failure of a statement, after which the server takes no more until a rollback. */
+  #failure: DatabaseError | undefined
+  /** Of the outermost: the number by which the server knows it, once it has written. */
+  #transactionId: string | undefined
+  #hasOnlyRead = true
+
+  constructor(engine: Engine, session: Session, parent: Scope | undefined, opening: string, limits: Limits) {
+    this.#engine = engine
+    this.session = session
+    this.parent = parent
+    this.#root = parent === undefined ? this : parent.#root
+    this.#depth = parent === undefined ? 0 : parent.#depth + 1
+    this.#opening = opening
+    this.limits = parent === undefined ? limits : tighter(parent.limits, limits)
+  }
+
+  /** A savepoint. One at a time: two at once on one connection would be in one another. */
+  nest(limits: Limits): Scope {
+    this.#assertUsable('A nested transaction')
+    const name = `kanta_${this.#depth + 1}`
+    const child = new Scope(this.#engine, this.session, this, `savepoint ${name}`, limits)
+    this.#child = child
+    return child
+  }
+
+  async execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>> {
+    this.#assertUsable('A statement', query.sql)
+    const engine = this.#engine
+    const text = engine.texts.get(query.sql, query.query)
+    text.uses += 1
+    const limits = tighter(engine.limits(options), this.limits)
+    const root = this.#root
+    const writes = !text.isRead
+    if (writes) root.#hasOnlyRead = false
+    const began = engine.events.hears('query') ? performance.now() : 0
+    const running = { sql: query.sql }
+    this.#running.add(running)
+    try {
+      const result = await engine.sendOn<Row>(
+        this.session,
+        {
+          text,
+          values: query.parameters,
+          deadline: limits.deadline,
+          prefix: this.#commandsAhead(),
+          suffix: writes && root.#transactionId === undefined ? root.#askTransactionId() : undefined,
+        },
+        limits.signal,
+      )
+      if (typeof result.extra === 'string') root.#noteTransactionId(result.extra)
+      if (began > 0) engine.report(query.sql, began, 1, true, result)
+      return result
+    } catch (cause) {
+      if (limits.signal?.aborted === true && cause === limits.signal.reason) {
+        this.#fail(interrupted(query.sql))
+        throw cause
+      }
+      const error = toDatabaseError(cause, { sql: query.sql, inTransaction: true, target: engine.source.description })
+      if (began > 0) engine.report(query.sql, began, 1, true, undefined, error)
+      this.#fail(error)
+      throw error
+    } finally {
+      this.#running.delete(running)
+    }
+  }
+
+  /** Sends what has to go ahead of something that is not a statement of ours, such as a cursor. */
+  async open(): Promise<void> {
+    this.#assertUsable('A stream')
+    this.#root.#hasOnlyRead = false
+    for (const command of this.#commandsAhead() ?? []) await this.#command(command.sql)
+  }
+
+  addHook(kind: 'commit' | 'rollback', hook: Hook): void {
+    this.#assertUsable(kind === 'commit' ? 'afterCommit' : 'afterRollback')
+    this.#hooks[kind].push(hook)
+  }
+
+  /** The hooks to run now. What waits for the outermost commit goes to the parent when a savepoint ends well. */
+  takeHooks(kind: 'commit' | 'rollback'): readonly Hook[] {
+    const hooks = this.#hooks[kind].splice(0)
+    this.#hooks.commit.length = 0
+    this.#hooks.rollback.length = 0
+    return hooks
+  }
+
+  /** Waits for statements that nobody awaited, and fails if there were any: their outcome was left to chance. */
+  async settle(): Promise<void> {
+    const [forgotten] = this.#running
+    const hasOpenChild = this.#child !== undefined && !this.#child.#hasEnded
+    if (forgotten === undefined && !hasOpenChild) return
+    await this.session.channel.whenIdle()
+    throw new TransactionError(
+      'TRANSACTION_MISUSE',
+      `The transaction's function returned before ${forgotten ? `this statement had ended: ${forgotten.sql}` : 'a nested transaction had ended'}. ` +
+        'The transaction was rolled back. Await everything that you start in it.',
+      { sql: forgotten?.sql },
+    )
+  }
+
+  async commit(): Promise<void> {
+    if (this.#failure) {
+      throw new TransactionError(
+        'TRANSACTION_ABORTED',
+        `A statement of the transaction had failed (${this.#failure.code}), so it was rolled back instead of committed. ` +
+          'Let the error pass, or put what may fail into a nested transaction.',
+        { cause: this.#failure, sql: this.#failure.sql },
+      )
+    }
+    if (this.parent === undefined) await this.#commitOutermost()
+    else {
+      if (this.#hasBegun) this.parent.#ahead.push(`release ${this.#opening}`)
+      this.parent.#hooks.commit.push(...this.#hooks.commit.splice(0))
+      this.parent.#hooks.rollback.push(...this.#hooks.rollback.splice(0))
+    }
+    this.end()
+  }
+
+  /** Undoes it. Never rejects: a connection on which that fails is closed, and the server undoes it then. */
+  async rollback(): Promise<void> {
+    if (this.#hasEnded) return
+    this.#hasEnded = true
+    if (!this.#hasBegun) return
+    const isGone = this.#failure !== undefined && isConnectionGone(this.#failure)
+    if (isGone || !(await this.#interrupt())) return this.session.discard()
+    const commands =
+      this.parent === undefined ? ['rollback'] : [`rollback to ${this.#opening}`, `release ${this.#opening}`]
+    try {
+      for (const command of commands) await this.#command(command)
+    } catch {
+      this.session.discard()
+    }
+  }
+
+  /** Stops what is still running on the connection; false when the server does not react. */
+  async #interrupt(): Promise<boolean> {
+    const { channel } = this.session
+    if (channel.inFlight.length === 0) return channel.isOpen
+    const answered = Promise.all([channel.whenIdle(), this.#engine.source.cancel(channel.client)])
+    await Promise.race([answered, sleep(interruptLimitMs, undefined, { ref: false })])
+    return channel.inFlight.length === 0 && channel.isOpen
+  }
+
+  /** Nothing can be done in it any more. */
+  end(): void {
+    this.#hasEnded = true
+    if (this.parent !== undefined && this.parent.#child === this) this.parent.#child = undefined
+  }
+
+  /** With the first write: its number and, once for each connection, the mark that a crash of the server changes. */
+  #askTransactionId(): StatementText | undefined {
+    const { session } = this
+    // Only PostgreSQL 14 and later reports it; others that speak the protocol may not have the functions.
+    if (parameterOf(session.channel.client, 'in_hot_standby') === undefined) return undefined
+    return this.#engine.texts.command(session.crashMark === undefined ? askNumberAndMark : askNumber)
+  }
+
+  #noteTransactionId(answer: string): void {
+    const [id, mark] = answer.split(' ', 2)
+    this.#transactionId = id
+    if (mark !== undefined) this.session.crashMark = mark
+  }
+
+  #commandsAhead(): readonly StatementText[] | undefined {
+    if (this.#hasBegun && this.#ahead.length === 0) return undefined
+    const commands: string[] = []
+    this.#collectAhead(commands)
+    return commands.map((sql) => this.#engine.texts.command(sql))
+  }
+
+  #collectAhead(commands: string[]): void {
+    if (this.parent !== undefined) this.parent.#collectAhead(commands)
+    if (!this.#hasBegun) {
+      this.#hasBegun = true
+      commands.push(this.#opening)
+    }
+    commands.push(...this.#ahead.splice(0))
+  }
+
+  async #command(sql: string, prefix?: readonly StatementText[]): Promise<StatementResult<unknown>> {
+    const text = this.#engine.texts.command(sql)
+    text.uses += 1
+    const { deadline } = this.#engine.limits(undefined)
+    return this.#engine.sendOn(this.session, { text, values: [], deadline, prefix }, undefined)
+  }
+
+  async #commitOutermost(): Promise<void> {
+    if (!this.#hasBegun) return
+    try {
+      const { command } = await this.#command('commit', this.#commandsAhead())
+      if (command !== 'ROLLBACK') return
+    } catch (cause) {
+      const error = toDatabaseError(cause, { sql: 'commit', phase: 'commit', inTransaction: true })
+      if (error.code !== 'QUERY_TIMEOUT' && error.code !== 'COMMIT_OUTCOME_UNKNOWN' && !isLostWith(error)) throw error
+      this.#hasEnded = true
+      this.session.discard()
+      return this.#resolveOutcome(error)
+    }
+    this.#hasEnded = true
+    throw new TransactionError(
+      'TRANSACTION_ABORTED',
+      'The server rolled the transaction back instead of committing it, because an earlier statement had failed.',
+    )
+  }
+
+  /** The answer to COMMIT was lost. Asks the server, on another connection, what became of the transaction. */
+  async #resolveOutcome(cause: DatabaseError): Promise<void> {
+    if (this.#hasOnlyRead) return
+    const id = this.#transactionId
+    const outcome = id === undefined ? undefined : await this.#askOutcome(id)
+    if (outcome === 'committed') return
+    if (outcome === 'aborted') {
+      throw new DatabaseError(
+        'CONNECTION_LOST',
+        'The connection broke at COMMIT, and the server says that the transaction was rolled back. Run it again as a whole.',
+        { cause, retry: 'transaction' },
+      )
+    }
+    throw new TransactionError(
+      'COMMIT_OUTCOME_UNKNOWN',
+      `The connection to ${this.#engine.source.description} broke after COMMIT was sent, and the server could not be asked what ` +
+        'became of the transaction. Look for what it wrote before you repeat it.',
+      { cause },
+    )
+  }
+
+  async #askOutcome(id: string): Promise<'aborted' | 'committed' | undefined> {
+    const until = performance.now() + outcomeLimitMs
+    const limits = { deadline: until, budgetMs: outcomeLimitMs }
+    const text = this.#engine.texts.command(askStatus)
+    while (performance.now() < until) {
+      try {
+        const session = await this.#engine.pool.acquire({ purpose: 'asking for the outcome of a transaction', limits })
+        let failure: unknown
+        try {
+          const request = { text, values: [id], deadline: until }
+          const { rows } = await this.#engine.sendOn<OutcomeRow>(session, request, undefined)
+          const [row] = rows
+          if (row?.status === 'aborted') return 'aborted'
+          // After a crash the number may be that of another transaction, which took it because ours never reached the disk.
+          if (row?.status === 'committed') return row.mark === this.session.crashMark ? 'committed' : undefined
+          if (row?.status === null) return undefined
+        } catch (error) {
+          failure = toDatabaseError(error)
+        } finally {
+          this.#engine.giveBack(session, failure)
+        }
+      } catch {
+        // Not reachable yet.
+      }
+      // Still in progress: the server has not noticed that the connection is gone.
+      await sleep(outcomePollMs)
+    }
+    return undefined
+  }
+
+  #fail(error: DatabaseError): void {
+    this.#failure ??= error
+    // A connection that is gone takes the transactions around this one with it.
+    if (!this.session.channel.isOpen)
+      for (let scope = this.parent; scope; scope = scope.parent) scope.#failure ??= error
+  }
+
+  #assertUsable(what: string, sql?: string): void {
+    if (this.#hasEnded) {
+      throw new TransactionError(
+        'TRANSACTION_MISUSE',
+        `${what} came after its transaction had ended. Await everything inside the transaction's function.`,
+        { sql },
+      )
+    }
+    if (this.#child) {
+      throw new TransactionError(
+        'TRANSACTION_MISUSE',
+        `${what} came while a nested transaction is open on the same connection, and would be undone with it. ` +
+          'Run one after the other, or in transactions of their own.',
+        { sql },
+      )
+    }
+  }
+}
+
+interface OutcomeRow {
+  readonly status: string | null
+  readonly mark: string
+}
+
+// The statistics of a server that crashed begin anew; after an orderly restart they go on.
+const crashMark = `(select coalesce(extract(epoch from stats_reset), 0)::text from pg_stat_bgwriter)`
+const askNumber = 'select pg_current_xact_id_if_assigned()::text'
+const askNumberAndMark = `select pg_current_xact_id_if_assigned()::text || ' ' || ${crashMark}`
+const askStatus = `select pg_xact_status($1::text::xid8) as status, ${crashMark} as mark`
+const interruptLimitMs = 1_000
+const outcomeLimitMs = 5_000
+const outcomePollMs = 50
+
+function isLostWith(error: DatabaseError): boolean {
+  return error.code === 'CONNECTION_LOST' || error.code === 'SERVER_SHUTDOWN' || error.code === 'SERVER_CRASHED'
+}
+
+function interrupted(sql: string): DatabaseError {
+  return new DatabaseError('QUERY_CANCELED', 'The statement was given up by its caller.', { sql })
+}

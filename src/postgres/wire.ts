@@ -1,0 +1,248 @@
+import { createRequire } from 'node:module'
+
+// `pg` offers its conversion of parameters by this path only.
+const { prepareValue } = createRequire(import.meta.url)('pg/lib/utils') as {
+  /** Undefined for an object whose toJSON returns that; `pg` sends it as null. */
+  readonly prepareValue: (value: unknown) => Buffer | string | null | undefined
+}
+
+/** The messages of the extended protocol that a statement is made of. Nothing is sent before the end of the tick. */
+export interface Wire {
+  /** Several commands at once, by the simple protocol. */
+  query(sql: string): void
+  /** An empty name is the unnamed statement. */
+  parse(name: string, sql: string): void
+  /** Throws, and has written nothing, when a value cannot be converted. */
+  bind(name: string, values: readonly unknown[]): void
+  describe(): void
+  execute(): void
+  close(name: string): void
+  sync(): void
+}
+
+/** What `pg` passes to a query that is to be written; its declarations leave most of it out. */
+export interface DriverConnection {
+  readonly stream: { write?(bytes: Uint8Array): unknown; readonly writable?: boolean }
+  readonly parsedStatements: Record<string, string | undefined>
+  query(sql: string): void
+  parse(message: { name: string; text: string }): void
+  bind(message: { statement: string; values: readonly unknown[]; valueMapper: (value: unknown) => unknown }): void
+  describe(message: { type: 'P' }): void
+  execute(message?: object): void
+  close(message: { type: 'S'; name: string }): void
+  sync(): void
+  sendCopyFail(reason: string): void
+}
+
+/** The way to write on a connection of `pg`: by ourselves on a socket, by its own methods into the embedded PostgreSQL. */
+export function wireOf(connection: DriverConnection): Wire {
+  const known = wires.get(connection)
+  if (known) return known
+  const wire = connection.stream.write ? new SocketWire(connection) : new MethodWire(connection)
+  wires.set(connection, wire)
+  return wire
+}
+
+const wires = new WeakMap<DriverConnection, Wire>()
+
+const initialSize = 8_192
+const maxKept = 1_048_576
+
+/**
+ * Encodes all messages of a tick into one buffer and hands it to the socket as one piece. `pg` makes a buffer for each
+ * message, and a `writev` of ten of them costs more than all the encoding.
+ */
+class SocketWire implements Wire {
+  readonly #connection: DriverConnection
+  #bytes = Buffer.allocUnsafe(initialSize)
+  #length = 0
+  #isFlushing = false
+
+  constructor(connection: DriverConnection) {
+    this.#connection = connection
+  }
+
+  query(sql: string): void {
+    const start = this.#begin(0x51)
+    this.#text(sql)
+    this.#finish(start)
+  }
+
+  parse(name: string, sql: string): void {
+    const start = this.#begin(0x50)
+    this.#text(name)
+    this.#text(sql)
+    // Types of parameters: none given, the server finds them.
+    this.#int16(0)
+    this.#finish(start)
+  }
+
+  bind(name: string, values: readonly unknown[]): void {
+    const start = this.#begin(0x42)
+    try {
+      this.#bindBody(name, values)
+    } catch (error) {
+      this.#length = start - 1
+      throw error
+    }
+    this.#finish(start)
+  }
+
+  describe(): void {
+    const start = this.#begin(0x44)
+    this.#bytes[this.#length++] = 0x50
+    this.#bytes[this.#length++] = 0
+    this.#finish(start)
+  }
+
+  execute(): void {
+    const start = this.#begin(0x45)
+    this.#bytes[this.#length++] = 0
+    this.#int32(0)
+    this.#finish(start)
+  }
+
+  close(name: string): void {
+    const start = this.#begin(0x43)
+    this.#bytes[this.#length++] = 0x53
+    this.#text(name)
+    this.#finish(start)
+  }
+
+  sync(): void {
+    this.#finish(this.#begin(0x53))
+  }
+
+  #bindBody(name: string, values: readonly unknown[]): void {
+    const count = values.length
+    this.#bytes[this.#length++] = 0
+    this.#text(name)
+    this.#reserve(2 * count + 8)
+    this.#int16(count)
+    let formats = this.#length
+    this.#length += 2 * count
+    this.#int16(count)
+    for (const value of values) {
+      const converted = typeof value === 'string' ? value : prepareValue(value)
+      // Another buffer may have taken the place of the one before.
+      let format = 0
+      if (converted === null || converted === undefined) {
+        this.#reserve(4)
+        this.#int32(-1)
+      } else if (typeof converted === 'string') this.#value(converted)
+      else {
+        format = 1
+        this.#reserve(converted.length + 4)
+        this.#int32(converted.length)
+        this.#bytes.set(converted, this.#length)
+        this.#length += converted.length
+      }
+      this.#bytes[formats++] = 0
+      this.#bytes[formats++] = format
+    }
+    this.#reserve(8)
+    // All results as text.
+    this.#int16(1)
+    this.#int16(0)
+  }
+
+  /** Opens a message and returns where its length belongs. */
+  #begin(code: number): number {
+    this.#reserve(32)
+    this.#bytes[this.#length++] = code
+    const start = this.#length
+    this.#length += 4
+    return start
+  }
+
+  #finish(start: number): void {
+    this.#bytes.writeInt32BE(this.#length - start, start)
+    if (this.#isFlushing) return
+    this.#isFlushing = true
+    process.nextTick(() => this.#flush())
+  }
+
+  #flush(): void {
+    this.#isFlushing = false
+    const bytes = this.#bytes
+    const length = this.#length
+    this.#length = 0
+    const { stream } = this.#connection
+    if (length === 0 || !stream.writable) return
+    if (bytes.length > maxKept || length * 4 > bytes.length) {
+      // The socket keeps this one until it is written; small ones are copied out.
+      this.#bytes = Buffer.allocUnsafe(initialSize)
+      stream.write?.(bytes.subarray(0, length))
+      return
+    }
+    stream.write?.(Buffer.from(bytes.subarray(0, length)))
+  }
+
+  #text(text: string): void {
+    this.#reserve(text.length * 3 + 8)
+    this.#length += this.#bytes.write(text, this.#length, 'utf8')
+    this.#bytes[this.#length++] = 0
+  }
+
+  #value(text: string): void {
+    this.#reserve(text.length * 3 + 8)
+    const length = this.#bytes.write(text, this.#length + 4, 'utf8')
+    this.#int32(length)
+    this.#length += length
+  }
+
+  #int16(value: number): void {
+    this.#bytes[this.#length++] = value >>> 8
+    this.#bytes[this.#length++] = value & 0xff
+  }
+
+  #int32(value: number): void {
+    this.#length = this.#bytes.writeInt32BE(value, this.#length)
+  }
+
+  #reserve(count: number): void {
+    const wanted = this.#length + count
+    if (wanted <= this.#bytes.length) return
+    const larger = Buffer.allocUnsafe(Math.max(wanted, this.#bytes.length * 2))
+    this.#bytes.copy(larger, 0, 0, this.#length)
+    this.#bytes = larger
+  }
+}
+
+class MethodWire implements Wire {
+  readonly #connection: DriverConnection
+
+  constructor(connection: DriverConnection) {
+    this.#connection = connection
+  }
+
+  query(sql: string): void {
+    this.#connection.query(sql)
+  }
+
+  parse(name: string, sql: string): void {
+    this.#connection.parse({ name, text: sql })
+  }
+
+  bind(name: string, values: readonly unknown[]): void {
+    // Converted first: half a message cannot be taken back.
+    const converted = values.map(prepareValue)
+    this.#connection.bind({ statement: name, values: converted, valueMapper: (value) => value })
+  }
+
+  describe(): void {
+    this.#connection.describe({ type: 'P' })
+  }
+
+  execute(): void {
+    this.#connection.execute()
+  }
+
+  close(name: string): void {
+    this.#connection.close({ type: 'S', name })
+  }
+
+  sync(): void {
+    this.#connection.sync()
+  }
+}

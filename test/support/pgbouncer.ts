@@ -1,0 +1,87 @@
+/** A PgBouncer of our own in front of a test's PostgreSQL, in transaction mode. */
+
+import { execFileSync } from 'node:child_process'
+import { accessSync, constants, existsSync, writeFileSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+import { Client } from 'pg'
+import { type OwnServer, startServer } from './servers.ts'
+
+/** Settings of {@link startPgBouncer}. */
+export interface PgBouncerOptions {
+  /** Connections to PostgreSQL for each database. @default 4 */
+  readonly poolSize?: number
+}
+
+/** Starts one with the settings it comes with, but for the mode, and resolves when it lets clients through. */
+export async function startPgBouncer(postgresUrl: string, { poolSize = 4 }: PgBouncerOptions = {}): Promise<OwnServer> {
+  const binary = findPgBouncer() ?? installPgBouncer()
+  const postgres = new URL(postgresUrl)
+  return startServer({
+    name: 'pgbouncer',
+    prepare: async () => {},
+    command(folder, port) {
+      const users = join(folder, 'users.txt')
+      writeFileSync(users, '"postgres" ""\n', { mode: 0o644 })
+      const file = join(folder, 'pgbouncer.ini')
+      writeFileSync(
+        file,
+        [
+          '[databases]',
+          `* = host=${postgres.hostname} port=${postgres.port}`,
+          '[pgbouncer]',
+          'listen_addr = 127.0.0.1',
+          `listen_port = ${port}`,
+          'unix_socket_dir =',
+          'auth_type = trust',
+          `auth_file = ${users}`,
+          'pool_mode = transaction',
+          `default_pool_size = ${poolSize}`,
+          'max_client_conn = 200',
+          '',
+        ].join('\n'),
+        { mode: 0o644 },
+      )
+      return [binary, file]
+    },
+    url: (port) => `postgres://postgres@127.0.0.1:${port}/postgres`,
+    async answers(url) {
+      const client = new Client({ connectionString: url, connectionTimeoutMillis: 2_000 })
+      client.on('error', () => {})
+      await client.connect()
+      await client.end()
+    },
+  })
+}
+
+function findPgBouncer(): string | undefined {
+  const folders = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/opt/homebrew/bin', '/usr/local/bin']
+  return folders
+    .filter(Boolean)
+    .map((folder) => join(folder, 'pgbouncer'))
+    .find(isExecutable)
+}
+
+function installPgBouncer(): string {
+  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) {
+    throw new Error(
+      'These tests need PgBouncer. Install it (Debian: apt-get install pgbouncer; macOS: brew install pgbouncer).',
+    )
+  }
+  console.log('Installing pgbouncer with apt-get, for the tests …')
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
+  execFileSync('apt-get', ['update', '-q'], { env, stdio: 'pipe' })
+  execFileSync('apt-get', ['install', '-qy', '--no-install-recommends', 'pgbouncer'], { env, stdio: 'pipe' })
+  const installed = findPgBouncer()
+  if (installed === undefined)
+    throw new Error('apt-get installed pgbouncer, but its program is not where it was looked for.')
+  return installed
+}
+
+function isExecutable(file: string): boolean {
+  try {
+    accessSync(file, constants.X_OK)
+    return true
+  } catch {
+    return false
+  }
+}
