@@ -111,6 +111,8 @@ export interface Database<DB> extends AsyncDisposable {
    * more than once; never rejects.
    */
   close(): Promise<void>
+  /** Whether {@link close} was called. */
+  readonly isClosed: boolean
 }
 
 /** A built query of Kysely. */
@@ -170,19 +172,33 @@ export type DatabaseStats = EngineStats
  * ```
  */
 export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptions): Promise<Database<DB>> {
-  const { plugins, log, ...databaseOptions } = options ?? {}
-  const config = resolveConfig(databaseOptions)
-  await using opened = new AsyncDisposableStack()
-
+  const { kysely, rest } = splitOptions(options)
+  const config = resolveConfig(rest)
   const source = await openSource(config.postgres, config.logger)
-  opened.defer(() => source.close())
   const engine = new Engine(source, config, (message) => config.logger.warn(message))
-  opened.defer(() => engine.close())
   const redis = config.redis && new RedisClient(config.redis)
-  if (redis) opened.defer(() => redis.close())
+  const close = async (): Promise<void> => {
+    await Promise.all([redis?.close(), engine.close()])
+    await source.close()
+  }
+  try {
+    await engine.pool.prewarm()
+  } catch (error) {
+    await close()
+    throw error
+  }
+  return new OpenDatabase<DB>(config, engine, redis, kysely, close)
+}
 
-  await engine.pool.prewarm()
-  return new OpenDatabase<DB>(config, engine, redis, { plugins, log }, opened.move())
+function splitOptions(options: (DatabaseOptions & KyselyOptions) | undefined): {
+  readonly kysely: KyselyOptions
+  readonly rest: DatabaseOptions
+} {
+  // What is no object is told so as it is.
+  if (typeof options !== 'object' || options === null)
+    return { kysely: {}, rest: options as unknown as DatabaseOptions }
+  const { plugins, log, ...rest } = options
+  return { kysely: { plugins, log }, rest }
 }
 
 /**
@@ -222,7 +238,7 @@ class OpenDatabase<DB> implements Database<DB> {
   readonly #transactions: Transactions
   readonly #run: EngineKysely<DB>['run']
   readonly #redis: RedisClient | undefined
-  readonly #opened: AsyncDisposableStack
+  readonly #close: () => Promise<void>
   #closing: Promise<void> | undefined
 
   constructor(
@@ -230,12 +246,12 @@ class OpenDatabase<DB> implements Database<DB> {
     engine: Engine,
     redis: RedisClient | undefined,
     kysely: KyselyOptions,
-    opened: AsyncDisposableStack,
+    close: () => Promise<void>,
   ) {
     this.#config = config
     this.#engine = engine
     this.#redis = redis
-    this.#opened = opened
+    this.#close = close
     this.#transactions = new Transactions(engine, (error) => warnOfHook(config, error))
     const { db, run } = createKysely<DB>({ engine, transactions: this.#transactions }, kysely)
     this.db = db
@@ -324,8 +340,12 @@ class OpenDatabase<DB> implements Database<DB> {
     return this.#engine.stats()
   }
 
+  get isClosed(): boolean {
+    return this.#closing !== undefined
+  }
+
   close(): Promise<void> {
-    this.#closing ??= this.#opened.disposeAsync()
+    this.#closing ??= this.#close()
     return this.#closing
   }
 

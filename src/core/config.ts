@@ -358,8 +358,11 @@ const optionsSchema = z.strictObject(
       .optional(),
     logger: z
       .custom<Logger>(
-        (value) => typeof value === 'object' && value !== null && 'info' in value && 'warn' in value,
-        'an object with info and warn',
+        (value) =>
+          typeof value === 'object' &&
+          value !== null &&
+          ['info', 'warn'].every((name) => typeof (value as Record<string, unknown>)[name] === 'function'),
+        'an object with the functions info and warn',
       )
       .optional(),
   },
@@ -422,6 +425,8 @@ interface Input {
 
 function readInput(options: DatabaseOptions, env: NodeJS.ProcessEnv, problems: ConfigProblem[]): Input {
   const values = copyObjects(options) as Record<string, unknown>
+  // It has a state of its own, and is called as its owner made it.
+  if (isRecord(values) && 'logger' in values) values['logger'] = options.logger
   const origins = new Map<string, string>()
   const keyOf = (path: string): string => origins.get(path) ?? path
   if (!isRecord(values)) return { values, keyOf }
@@ -479,9 +484,9 @@ function environmentOf(options: DatabaseOptions, env: NodeJS.ProcessEnv): Enviro
 function describeIssue(issue: z.core.$ZodIssue, input: Input): ConfigProblem[] {
   if (issue.code === 'invalid_union') {
     // "False or this": what is wrong with it as "this" is what there is to say.
-    const [inner] = issue.errors.at(-1) ?? []
-    const rest = inner && ({ ...inner, path: [...issue.path, ...inner.path] } as z.core.$ZodIssue)
-    return rest ? describeIssue(rest, input) : []
+    return (issue.errors.at(-1) ?? []).flatMap((inner) =>
+      describeIssue({ ...inner, path: [...issue.path, ...inner.path] }, input),
+    )
   }
   const path = issue.path.join('.')
   if (issue.code === 'unrecognized_keys') return issue.keys.map((key) => unknownOption(path, key))
@@ -656,8 +661,8 @@ interface Place {
 }
 
 function completeTarget(options: ParsedPostgres, context: TargetContext, place: Place): ServerTarget {
-  const { environment, env, problems } = context
-  const mode = options.ssl ?? place.sslMode ?? defaultSslMode(place.host, environment)
+  const { environment, env, input, problems } = context
+  const mode = preferred('postgres.ssl', options.ssl, place.sslMode, input) ?? defaultSslMode(place.host, environment)
   const isKnown = (sslModes as readonly string[]).includes(mode)
   if (!isKnown) {
     problems.push({
@@ -668,7 +673,8 @@ function completeTarget(options: ParsedPostgres, context: TargetContext, place: 
         'Modes such as require and prefer mean different things to different drivers; say verify-full for safety.',
     })
   }
-  const caFile = env['DATABASE_SSL_CA_FILE'] ?? place.caFile ?? undefined
+  const caFiles = [env['DATABASE_SSL_CA_FILE'], place.caFile]
+  const caFile = (isFromCode('postgres.url', options.url, input) ? caFiles.toReversed() : caFiles).find(Boolean)
   const password = options.password ?? place.password
   return {
     kind: 'server',
@@ -679,10 +685,27 @@ function completeTarget(options: ParsedPostgres, context: TargetContext, place: 
     database: place.database,
     ssl: isKnown ? (mode as SslMode) : 'verify-full',
     sslCa: options.sslCa ?? (caFile ? readCertificate(caFile, problems) : undefined),
-    applicationName: options.applicationName ?? place.applicationName ?? 'kanta',
+    applicationName:
+      preferred('postgres.applicationName', options.applicationName, place.applicationName, input) ?? 'kanta',
     connectTimeoutMs: options.connectTimeoutMs ?? 5_000,
     statementTimeoutMs: options.statementTimeoutMs,
   }
+}
+
+/** A parameter of a URL in code counts for more than the environment, and less than an option of its own. */
+function preferred(
+  path: string,
+  option: string | undefined,
+  parameter: string | null,
+  input: Input,
+): string | undefined {
+  if (isFromCode(path, option, input)) return option
+  const isUrlFromCode = input.keyOf('postgres.url') === 'postgres.url'
+  return isUrlFromCode ? (parameter ?? option) : (option ?? parameter ?? undefined)
+}
+
+function isFromCode(path: string, value: unknown, input: Input): boolean {
+  return value !== undefined && input.keyOf(path) === path
 }
 
 function readCertificate(file: string, problems: ConfigProblem[]): string | undefined {
@@ -793,6 +816,8 @@ function describeValue(value: unknown): string {
   if (value === undefined) return 'nothing'
   if (typeof value === 'function') return 'a function'
   if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'a list' : 'an object'
+  // A URL where an object belongs holds what a URL holds.
+  if (typeof value === 'string' && value.includes('://')) return 'a URL, which is not shown'
   const shown = JSON.stringify(value) ?? typeof value
   return shown.length > 60 ? `${shown.slice(0, 57)}…` : shown
 }
@@ -850,6 +875,6 @@ function systemUser(env: NodeJS.ProcessEnv): string {
 }
 
 function deepFreeze<T extends object>(value: T): T {
-  for (const inner of Object.values(value)) if (isRecord(inner)) deepFreeze(inner)
+  for (const [key, inner] of Object.entries(value)) if (isRecord(inner) && key !== 'logger') deepFreeze(inner)
   return Object.freeze(value)
 }

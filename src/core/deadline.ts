@@ -27,5 +27,6 @@ export function limitsFrom(budgetMs: number | false | undefined, signal?: AbortS
 /** The earlier of two limits. */
 export function tighter(one: Limits, other: Limits): Limits {
   const first = one.deadline <= other.deadline ? one : other
-  return { ...first, signal: one.signal ?? other.signal }
+  const signals = [one.signal, other.signal].filter((signal) => signal !== undefined)
+  return { ...first, signal: signals.length > 1 ? AbortSignal.any(signals) : signals[0] }
 }

@@ -1,4 +1,5 @@
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { randomUUID } from 'node:crypto'
+import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -24,6 +25,7 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
   const folder = target.dataDir === 'memory' ? undefined : lockFolder(target.dataDir)
   const pglite = await start(PGlite, folder).catch((error: unknown) => {
     folder?.unlock()
+    if (error instanceof ConnectionError) throw error
     const advice = 'If another version of PGlite wrote its data, move the folder away'
     throw unavailable(`The ${description} could not be started. ${advice}`, error)
   })
@@ -98,20 +100,25 @@ type Engine = typeof PGlite
 /** A new cluster takes seconds to set up and is always the same, so the first one is kept as a file to copy. */
 async function start(Engine: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
   const place = folder ? { dataDir: folder.path } : {}
-  if (folder && existsSync(join(folder.path, 'PG_VERSION'))) return ready(new Engine(place))
+  if (folder?.holdsCluster()) return ready(new Engine(place))
 
+  folder?.begin()
   const file = clusterFile()
+  let pglite: PGlite | undefined
   if (existsSync(file)) {
     try {
-      return await ready(new Engine({ ...place, loadDataDir: new Blob([readFileSync(file)]) }))
+      pglite = await ready(new Engine({ ...place, loadDataDir: new Blob([readFileSync(file)]) }))
     } catch {
       // A file that cannot be used is made anew below.
       rmSync(file, { force: true })
-      if (folder) rmSync(folder.path, { recursive: true, force: true })
+      folder?.begin()
     }
   }
-  const pglite = await ready(new Engine(place))
-  await keepCluster(pglite, file)
+  if (pglite === undefined) {
+    pglite = await ready(new Engine(place))
+    await keepCluster(pglite, file)
+  }
+  folder?.finish()
   return pglite
 }
 
@@ -143,45 +150,96 @@ function clusterFile(): string {
 
 interface LockedFolder {
   readonly path: string
+  holdsCluster(): boolean
+  /** Makes room for a new cluster. Refuses a folder that holds something else; clears what a killed start left. */
+  begin(): void
+  finish(): void
   unlock(): void
 }
 
-const foldersOfThisProcess = new Set<string>()
-
-/** Two processes on one data folder would destroy it, and PGlite does not look. */
+/** Two users of one data folder would destroy it, and PGlite does not look. */
 function lockFolder(dataDir: string): LockedFolder {
   const path = resolve(dataDir)
   const file = `${path}.lock`
-  const inUse = (who: string): ConnectionError =>
-    unavailable(`The embedded PostgreSQL in ${dataDir} is in use by ${who}. Close it, or choose another folder`)
-
-  if (foldersOfThisProcess.has(path)) throw inUse('this process')
+  const unfinished = `${path}.unfinished`
   try {
     mkdirSync(dirname(path), { recursive: true })
-    claim(file, inUse)
+    const claim = claimFile(file, dataDir)
+    return {
+      path,
+      holdsCluster: () => existsSync(join(path, 'PG_VERSION')) && !existsSync(unfinished),
+      begin() {
+        if (existsSync(unfinished)) rmSync(path, { recursive: true, force: true })
+        else if (existsSync(path) && readdirSync(path).length > 0) {
+          throw unavailable(
+            `The folder ${dataDir} holds something else than a PostgreSQL of ours. Choose another folder`,
+          )
+        }
+        writeFileSync(unfinished, '')
+      },
+      finish: () => rmSync(unfinished, { force: true }),
+      unlock() {
+        if (readClaim(file) === claim) rmSync(file, { force: true })
+      },
+    }
   } catch (error) {
     throw error instanceof ConnectionError ? error : unavailable(`The folder ${dataDir} cannot be used`, error)
   }
-  foldersOfThisProcess.add(path)
-  return {
-    path,
-    unlock() {
-      foldersOfThisProcess.delete(path)
-      rmSync(file, { force: true })
-    },
+}
+
+/**
+ * Claims a file for this caller, and returns what stands in it: the process by number and time of start, since numbers
+ * come back, and in a container every process may have the same.
+ */
+function claimFile(file: string, dataDir: string): string {
+  const startedAt = Math.round(Date.now() / 1_000 - process.uptime())
+  const claim = `${process.pid} ${startedAt} ${randomUUID()}`
+  const draft = `${file}.${randomUUID()}`
+  writeFileSync(draft, claim)
+  try {
+    for (;;) {
+      try {
+        // A link appears with its content at once, so nobody sees a claim without an owner.
+        linkSync(draft, file)
+        return claim
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+      }
+      const other = readClaim(file)
+      if (other === undefined) continue
+      const [pid = 0, since = 0] = other.split(' ').map(Number)
+      const isOurs = pid === process.pid && Math.abs(since - startedAt) <= 2
+      if (isOurs || (pid !== process.pid && isAlive(pid))) {
+        const who = isOurs ? 'this process' : `process ${pid}`
+        throw unavailable(
+          `The embedded PostgreSQL in ${dataDir} is in use by ${who}. Close it, or choose another folder`,
+        )
+      }
+      takeAway(file, other)
+    }
+  } finally {
+    rmSync(draft, { force: true })
   }
 }
 
-function claim(file: string, inUse: (who: string) => ConnectionError): void {
+/** Removes a claim whose owner is gone; one that came in its place meanwhile is put back. */
+function takeAway(file: string, claim: string): void {
+  const aside = `${file}.${randomUUID()}`
   try {
-    writeFileSync(file, String(process.pid), { flag: 'wx' })
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    const owner = Number(readFileSync(file, 'utf8'))
-    // In a container every process may have had the number that this one has now.
-    if (owner !== process.pid && isAlive(owner)) throw inUse(`process ${owner}`)
-    rmSync(file, { force: true })
-    claim(file, inUse)
+    renameSync(file, aside)
+    if (readClaim(aside) !== claim) linkSync(aside, file)
+  } catch {
+    // Somebody else was quicker; the next look tells.
+  } finally {
+    rmSync(aside, { force: true })
+  }
+}
+
+function readClaim(file: string): string | undefined {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch {
+    return undefined
   }
 }
 

@@ -1,4 +1,5 @@
 import {
+  type AbortableOperationOptions,
   type AbortableQueryOptions,
   AbortedTransactionError,
   CompiledQuery,
@@ -40,8 +41,9 @@ export function createKysely<DB>(parts: EngineParts, options: KyselyOptions = {}
   const dialect = new EngineDialect(open)
   const driver = new EngineDriver(open, parts)
   const config: KyselyConfig = { dialect, plugins: [...plugins], ...(log && { log }) }
-  const provider = new EngineConnections(parts.engine, driver)
-  const executor = new EngineExecutor(parts.engine, provider, log && new Log(log), new PostgresAdapter(), plugins)
+  const logger = log && new Log(log)
+  const provider = new EngineConnections(parts.engine, driver, logger)
+  const executor = new EngineExecutor(parts.engine, provider, logger, new PostgresAdapter(), plugins)
   const db = new Kysely<DB>({ config, dialect, driver, executor })
   return { db, run: (query, call) => executor.run(query, call) }
 }
@@ -154,10 +156,16 @@ class EngineExecutor extends DefaultQueryExecutor {
       await log?.error(() => ({ level: 'error', error, query, queryDurationMillis: performance.now() - began }))
       throw error
     }
-    await log?.query(() => ({ level: 'query', query, queryDurationMillis: performance.now() - began }))
+    await log?.query(() => ({ level: 'query', isStream: false, query, queryDurationMillis: performance.now() - began }))
     const { queryId } = query
+    const signal = options?.signal
     for (const plugin of this.plugins) {
-      result = (await plugin.transformResult({ queryId, result: result as never })) as QueryResult<Row>
+      result = (await plugin.transformResult({
+        queryId,
+        result: result as never,
+        ...(signal && { signal }),
+      })) as QueryResult<Row>
+      signal?.throwIfAborted()
     }
     return result
   }
@@ -167,14 +175,20 @@ class EngineExecutor extends DefaultQueryExecutor {
 class EngineConnections implements ConnectionProvider {
   readonly #engine: Engine
   readonly #driver: EngineDriver
+  readonly #log: Log | undefined
 
-  constructor(engine: Engine, driver: EngineDriver) {
+  constructor(engine: Engine, driver: EngineDriver, log: Log | undefined) {
     this.#engine = engine
     this.#driver = driver
+    this.#log = log
   }
 
-  async provideConnection<T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> {
-    const connection = await this.#driver.acquireConnection()
+  async provideConnection<T>(
+    consumer: (connection: DatabaseConnection) => Promise<T>,
+    options?: AbortableOperationOptions,
+  ): Promise<T> {
+    const connection = await this.#driver.acquireConnection(options)
+    if (this.#log) logStatements(connection, this.#log)
     try {
       return await this.#engine.ambient.run(connection.ambient, () => consumer(connection))
     } finally {
@@ -210,31 +224,40 @@ class EngineDriver implements Driver {
   }
 
   /** Inside a transaction that is its connection; otherwise one of the pool. */
-  async acquireConnection(): Promise<EngineConnection> {
+  async acquireConnection(options?: AbortableOperationOptions): Promise<EngineConnection> {
+    const signal = options?.signal
+    signal?.throwIfAborted()
     const { current } = this.#transactions
     if (current) return new EngineConnection(this.#engine, current.session, current)
-    const session = await this.#engine.pool.acquire({ purpose: "Kysely's transaction, connection or stream" })
+    const session = await this.#engine.pool.acquire({
+      purpose: "Kysely's transaction, connection or stream",
+      limits: this.#engine.limits({ timeoutMs: false, signal }),
+    })
     return new EngineConnection(this.#engine, session, undefined)
   }
 
   async beginTransaction(connection: DatabaseConnection, settings: TransactionSettings): Promise<void> {
     const own = connection as EngineConnection
     const { isolationLevel, accessMode } = settings
-    const modes = [isolationLevel && `isolation level ${isolationLevel}`, accessMode].filter(Boolean).join(' ')
+    const modes = [isolationLevel && ` isolation level ${isolationLevel}`, accessMode && ` ${accessMode}`]
+      .filter(Boolean)
+      .join('')
+    const opening = modes === '' ? 'begin' : `start transaction${modes}`
     const limits = this.#engine.limits({ timeoutMs: false })
-    own.enter(
-      own.outer ? own.outer.nest(limits) : this.#transactions.begin(own.session, `begin ${modes}`.trim(), limits),
-    )
+    // By the way of a statement, which is what Kysely logs.
+    await own.control(opening, async () => {
+      own.enter(own.outer ? own.outer.nest(limits) : this.#transactions.begin(own.session, opening, limits))
+    })
   }
 
   async commitTransaction(connection: DatabaseConnection): Promise<void> {
     const own = connection as EngineConnection
     const scope = own.leave()
     try {
-      await this.#transactions.commit(scope)
+      await own.control('commit', () => this.#transactions.commit(scope))
     } catch (error) {
       await this.#transactions.rollback(scope, error)
-      if (error instanceof DatabaseError && error.code === 'TRANSACTION_ABORTED') throw new AbortedTransactionError()
+      if (error instanceof DatabaseError && error.code === 'TRANSACTION_ABORTED') throw asKyselyKnowsIt(error)
       throw error
     } finally {
       scope.end()
@@ -245,7 +268,7 @@ class EngineDriver implements Driver {
     const own = connection as EngineConnection
     if (own.scope === own.outer) return
     const scope = own.leave()
-    await this.#transactions.rollback(scope)
+    await own.control('rollback', () => this.#transactions.rollback(scope))
     scope.end()
   }
 
@@ -254,7 +277,9 @@ class EngineDriver implements Driver {
   }
 
   async rollbackToSavepoint(connection: DatabaseConnection, name: string): Promise<void> {
-    await (connection as EngineConnection).command(`rollback to ${quoted(name)}`)
+    const own = connection as EngineConnection
+    await own.command(`rollback to ${quoted(name)}`)
+    own.scope?.heal()
   }
 
   async releaseSavepoint(connection: DatabaseConnection, name: string): Promise<void> {
@@ -280,6 +305,7 @@ class EngineConnection implements DatabaseConnection {
   /** The last failure outside a transaction; it decides whether the connection is used again. */
   failure: unknown
   readonly #engine: Engine
+  readonly #controls = new WeakMap<CompiledQuery, () => Promise<void>>()
 
   constructor(engine: Engine, session: Session, outer: Scope | undefined) {
     this.#engine = engine
@@ -306,6 +332,11 @@ class EngineConnection implements DatabaseConnection {
   }
 
   async executeQuery<Row>(query: CompiledQuery): Promise<QueryResult<Row>> {
+    const control = this.#controls.get(query)
+    if (control) {
+      await control()
+      return { rows: [] }
+    }
     const { scope } = this
     if (scope !== undefined) return scope.execute(query)
     const engine = this.#engine
@@ -321,13 +352,21 @@ class EngineConnection implements DatabaseConnection {
     }
   }
 
+  /** Runs work that stands for a command, in the place of the command. */
+  async control(sql: string, work: () => Promise<void>): Promise<void> {
+    const query = CompiledQuery.raw(sql)
+    this.#controls.set(query, work)
+    await this.executeQuery(query)
+  }
+
   async command(sql: string): Promise<void> {
     await this.executeQuery(CompiledQuery.raw(sql))
   }
 
   async *streamQuery<Row>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<Row>> {
     const { client } = this.session.channel
-    await this.scope?.open()
+    const { scope } = this
+    await scope?.openStream()
     this.session.lastSql = query.sql
     const cursor = client.query(new Cursor<Row>(query.sql, [...query.parameters]))
     try {
@@ -341,6 +380,7 @@ class EngineConnection implements DatabaseConnection {
       throw this.failure
     } finally {
       await cursor.close()
+      scope?.closeStream()
     }
   }
 
@@ -355,6 +395,48 @@ class EngineConnection implements DatabaseConnection {
   }
 }
 
+/** Kysely looks for its own class to know that nothing is left to roll back; callers look for our fields. */
+function asKyselyKnowsIt(error: DatabaseError): Error {
+  const { code, retry, transient, sql, cause, message } = error
+  const known = Object.assign(new AbortedTransactionError(), { code, retry, transient, sql, cause, message })
+  return Object.defineProperty(known, Symbol.for('kanta.DatabaseError'), { value: true })
+}
+
 function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
+}
+
+/** Does for one connection what Kysely's own driver does: it logs around what runs. */
+function logStatements(connection: EngineConnection, log: Log): void {
+  const executeQuery = connection.executeQuery.bind(connection)
+  const streamQuery = connection.streamQuery.bind(connection)
+  const failed = (query: CompiledQuery, began: number, error: unknown): Promise<void> =>
+    log.error(() => ({ level: 'error', error, query, queryDurationMillis: performance.now() - began }))
+  const ended = (query: CompiledQuery, began: number, isStream: boolean): Promise<void> =>
+    log.query(() => ({ level: 'query', isStream, query, queryDurationMillis: performance.now() - began }))
+  connection.executeQuery = async <Row>(query: CompiledQuery): Promise<QueryResult<Row>> => {
+    const began = performance.now()
+    let result: QueryResult<Row>
+    try {
+      result = await executeQuery<Row>(query)
+    } catch (error) {
+      await failed(query, began, error)
+      throw error
+    }
+    await ended(query, began, false)
+    return result
+  }
+  connection.streamQuery = async function* <Row>(query: CompiledQuery, chunkSize: number) {
+    const began = performance.now()
+    let hasFailed = false
+    try {
+      yield* streamQuery<Row>(query, chunkSize)
+    } catch (error) {
+      hasFailed = true
+      await failed(query, began, error)
+      throw error
+    } finally {
+      if (!hasFailed) await ended(query, began, true)
+    }
+  }
 }

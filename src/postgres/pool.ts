@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ResolvedConfig } from '../core/config.ts'
 import type { Limits } from '../core/deadline.ts'
 import { ConnectionError, DatabaseError, TimeoutError } from '../core/errors.ts'
@@ -322,6 +323,7 @@ export function describeHolder(holder: LeaseHolder): string {
 
 // A backend that was asked to stop says so within milliseconds; one that does not is given up.
 const settleMs = 1_000
+const cancelAgainMs = 50
 
 /** One borrowed connection and what is known of it. Not for use after {@link release}. */
 export class Session {
@@ -429,16 +431,24 @@ export class Session {
     if (!this.isLent) this.#owner.drop(this)
   }
 
-  async #settle(unfinished: 'cancel' | 'wait'): Promise<void> {
-    const idle = this.channel.whenIdle()
-    if (unfinished === 'wait') await idle
-    else {
-      const answered = await Promise.race([
-        Promise.all([idle, this.#source.cancel(this.channel.client)]).then(() => true),
-        new Promise<false>((resolve) => setTimeout(resolve, settleMs, false).unref()),
-      ])
-      if (!answered) this.#isBroken = true
+  /**
+   * Stops what the server still runs on the connection, and resolves when it has answered; to false when it does not,
+   * or the connection is gone.
+   */
+  async interrupt(): Promise<boolean> {
+    const { channel } = this
+    const until = performance.now() + settleMs
+    while (channel.inFlight.length > 0 && channel.isOpen && performance.now() < until) {
+      // One that comes before the statement has begun stops nothing, so it is sent again.
+      await this.#source.cancel(channel.client)
+      await Promise.race([channel.whenIdle(), sleep(cancelAgainMs, undefined, { ref: false })])
     }
+    return channel.inFlight.length === 0 && channel.isOpen
+  }
+
+  async #settle(unfinished: 'cancel' | 'wait'): Promise<void> {
+    if (unfinished === 'wait') await this.channel.whenIdle()
+    else if (!(await this.interrupt())) this.#isBroken = true
     this.#giveBack()
   }
 

@@ -46,9 +46,9 @@ export class PreparationPolicy {
 /** What one connection has prepared, and which columns each text gives. */
 export class PreparedStatements {
   readonly #policy: PreparationPolicy
-  readonly #prepared = new Map<StatementText, Shape | undefined>()
+  readonly #prepared = new Map<string, Shape | undefined>()
   /** Names that the server may hold with another meaning; they are closed before they are parsed again. */
-  readonly #stale = new Set<StatementText>()
+  readonly #stale = new Set<string>()
 
   constructor(policy: PreparationPolicy) {
     this.#policy = policy
@@ -56,16 +56,16 @@ export class PreparedStatements {
 
   /** Whether the connection has the text under its name. */
   has(text: StatementText): boolean {
-    return this.#prepared.has(text)
+    return this.#prepared.has(text.name)
   }
 
   shapeOf(text: StatementText): Shape | undefined {
-    return this.#prepared.get(text)
+    return this.#prepared.get(text.name)
   }
 
   /** The columns of a prepared text are known from now on. */
   describe(text: StatementText, shape: Shape): void {
-    if (this.#prepared.has(text)) this.#prepared.set(text, shape)
+    if (this.#prepared.has(text.name)) this.#prepared.set(text.name, shape)
   }
 
   /**
@@ -73,7 +73,7 @@ export class PreparedStatements {
    * often enough to keep it.
    */
   prepare(text: StatementText, wire: Wire): string {
-    if (this.#prepared.has(text)) {
+    if (this.#prepared.has(text.name)) {
       this.#touch(text)
       return text.name
     }
@@ -81,23 +81,23 @@ export class PreparedStatements {
       wire.parse('', text.sql)
       return ''
     }
-    if (this.#stale.delete(text)) wire.close(text.name)
+    if (this.#stale.delete(text.name)) wire.close(text.name)
     if (this.#prepared.size >= this.#policy.settings.max) {
       const [oldest] = this.#prepared.keys()
-      if (oldest) {
+      if (oldest !== undefined) {
         this.#prepared.delete(oldest)
-        wire.close(oldest.name)
+        wire.close(oldest)
       }
     }
-    this.#prepared.set(text, undefined)
+    this.#prepared.set(text.name, undefined)
     wire.parse(text.name, text.sql)
     return text.name
   }
 
   /** The name is not to be trusted any more: the server lost it, or its tables changed. */
   forget(text: StatementText): void {
-    this.#prepared.delete(text)
-    this.#stale.add(text)
+    this.#prepared.delete(text.name)
+    this.#stale.add(text.name)
   }
 
   /** The server did not know a name, or knew it already. */
@@ -109,8 +109,8 @@ export class PreparedStatements {
   /** Keeps a text that is in use from being the oldest; only worth its cost where names may run out. */
   #touch(text: StatementText): void {
     if (this.#prepared.size < this.#policy.settings.max / 2) return
-    const shape = this.#prepared.get(text)
-    this.#prepared.delete(text)
-    this.#prepared.set(text, shape)
+    const shape = this.#prepared.get(text.name)
+    this.#prepared.delete(text.name)
+    this.#prepared.set(text.name, shape)
   }
 }

@@ -69,7 +69,8 @@ function clientSettings(target: ServerTarget): ClientConfig {
     host: target.host,
     port: target.port,
     user: target.user,
-    ...(password === undefined ? {} : { password }),
+    // Left out, `pg` would send this server the password that PGPASSWORD holds for another.
+    password: password ?? (() => ''),
     database: target.database,
     ssl: tlsSettings(target),
     application_name: target.applicationName,

@@ -242,6 +242,7 @@ function classify(cause: unknown, context: ErrorContext): ErrorCode {
   if (code !== undefined && neverSent.has(code)) return 'CONNECTION_FAILED'
   // `pg` says these about a client whose socket has ended before the call.
   if (/not queryable|was closed/.test(message)) return 'CONNECTION_FAILED'
+  if (/client password must be/.test(message)) return 'AUTHENTICATION_FAILED'
   if (context.phase === 'connect') return 'CONNECTION_FAILED'
   if (isSocketFailure(code, message) || isDamaged(message))
     return context.phase === 'commit' ? 'COMMIT_OUTCOME_UNKNOWN' : 'CONNECTION_LOST'
@@ -291,8 +292,9 @@ function hideValues(cause: unknown, code: ErrorCode): void {
   }
   // «invalid input syntax for type integer: "4711x"» is the value that the caller sent.
   if (code !== 'INVALID_DATA') return
-  const shown = cause.message.replace(/"[^"]*"/g, '"…"')
-  if (cause.stack) cause.stack = cause.stack.replace(cause.message, shown)
+  // From the first quote to the last: a value may hold quotes itself.
+  const shown = cause.message.replace(/"[^]*"/, '"…"')
+  if (cause.stack) cause.stack = cause.stack.replace(cause.message, () => shown)
   cause.message = shown
 }
 

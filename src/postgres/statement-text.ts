@@ -55,6 +55,7 @@ export class StatementTexts {
 }
 
 const writingKinds: ReadonlySet<string> = new Set([
+  'AggregateFunctionNode',
   'DeleteQueryNode',
   'InsertQueryNode',
   'MergeQueryNode',
@@ -66,13 +67,34 @@ const writingKinds: ReadonlySet<string> = new Set([
 ])
 
 /** Functions without effects that queries often call. */
-const pureFunctions: ReadonlySet<string> = new Set(['avg', 'coalesce', 'count', 'lower', 'max', 'min', 'sum', 'upper'])
+const pureFunctions: ReadonlySet<string> = new Set([
+  'any',
+  'avg',
+  'coalesce',
+  'count',
+  'lower',
+  'max',
+  'min',
+  'sum',
+  'upper',
+])
+
+/** What Kysely itself writes as a fragment. */
+const harmlessFragments: ReadonlySet<string> = new Set(['asc', 'desc', 'true'])
 
 function mayWrite(node: unknown): boolean {
   if (typeof node !== 'object' || node === null) return false
   if (Array.isArray(node)) return node.some(mayWrite)
-  const { kind, func } = node as { kind?: string; func?: string }
-  const isPure = kind === 'FunctionNode' && func !== undefined && pureFunctions.has(func)
+  const { kind, func, modifier, sqlFragments } = node as {
+    kind?: string
+    func?: string
+    modifier?: string
+    sqlFragments?: readonly string[]
+  }
+  const isPure =
+    (func !== undefined && pureFunctions.has(func)) ||
+    modifier === 'Distinct' ||
+    (sqlFragments?.length === 1 && harmlessFragments.has(sqlFragments[0] ?? ''))
   if (kind !== undefined && writingKinds.has(kind) && !isPure) return true
   // Parameters are data, whatever they look like.
   if (kind === 'ValueNode' || kind === 'PrimitiveValueListNode') return false

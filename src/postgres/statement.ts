@@ -44,7 +44,7 @@ export class Statement<Row = unknown> {
   private readonly parses: (StatementText | undefined)[] = []
   isSubmitted = false
   private readonly prefix: readonly StatementText[]
-  private readonly suffix: StatementText | undefined
+  private suffix: StatementText | undefined
   private readonly resolve: (result: StatementResult<Row>) => void
   private readonly reject: (error: unknown) => void
   private shape: Shape | undefined
@@ -55,6 +55,8 @@ export class Statement<Row = unknown> {
   /** Commands sent ahead that have not completed. */
   private ahead: number
   private isBehind = false
+  /** It relies on names that we gave; a name of the application's own is no business of ours. */
+  private isNamed = false
   private failure: unknown
   isSettled = false
   isCancelSent = false
@@ -95,6 +97,8 @@ export class Statement<Row = unknown> {
     const wire = wireOf(connection)
     // Without parameters it may be several commands, which only the simple protocol takes.
     if (this.values.length === 0 && !text.isSingle) {
+      // One cannot tell whose the last rows are when there may be several results.
+      this.suffix = undefined
       wire.query([...this.prefix.map((command) => command.sql), text.sql].join('; '))
       return null
     }
@@ -133,6 +137,7 @@ export class Statement<Row = unknown> {
   #prepare(prepared: PreparedStatements, wire: Wire, text: StatementText): string {
     const isKnown = prepared.has(text)
     const name = prepared.prepare(text, wire)
+    if (name !== '') this.isNamed = true
     if (!isKnown) this.parses.push(name === '' ? undefined : text)
     return name
   }
@@ -212,7 +217,7 @@ export class Statement<Row = unknown> {
       // Those behind that count on the name fail with it; without one, each gets the real reason.
       if (unparsed === text) text.isRefused = true
     }
-    if (sqlState === '26000' || sqlState === '42P05') prepared?.noteLost(text, sqlState)
+    if (this.isNamed && (sqlState === '26000' || sqlState === '42P05')) prepared?.noteLost(text, sqlState)
     else if (isPlanChanged(error)) prepared?.forget(text)
     this.onAnswer?.(this as Statement, error)
     if (this.isSettled) return

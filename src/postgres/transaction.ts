@@ -285,6 +285,7 @@ export class Scope implements StatementTarget {
   /** Of the outermost: the number by which the server knows it, once it has written. */
   #transactionId: string | undefined
   #hasOnlyRead = true
+  #isStreaming = false
 
   constructor(engine: Engine, session: Session, parent: Scope | undefined, opening: string, limits: Limits) {
     this.#engine = engine
@@ -329,6 +330,8 @@ export class Scope implements StatementTarget {
         },
         limits.signal,
       )
+      // The server takes statements again: a rollback to a savepoint has undone its failure.
+      if (this.#failure?.sqlState !== undefined) this.#failure = undefined
       if (typeof result.extra === 'string') root.#noteTransactionId(result.extra)
       if (began > 0) engine.report(query.sql, began, 1, true, result)
       return result
@@ -346,11 +349,16 @@ export class Scope implements StatementTarget {
     }
   }
 
-  /** Sends what has to go ahead of something that is not a statement of ours, such as a cursor. */
-  async open(): Promise<void> {
+  /** Makes the connection that of a stream until {@link closeStream}: its cursor lets no statement through. */
+  async openStream(): Promise<void> {
     this.#assertUsable('A stream')
     this.#root.#hasOnlyRead = false
     for (const command of this.#commandsAhead() ?? []) await this.#command(command.sql)
+    this.#root.#isStreaming = true
+  }
+
+  closeStream(): void {
+    this.#root.#isStreaming = false
   }
 
   addHook(kind: 'commit' | 'rollback', hook: Hook): void {
@@ -404,7 +412,7 @@ export class Scope implements StatementTarget {
     this.#hasEnded = true
     if (!this.#hasBegun) return
     const isGone = this.#failure !== undefined && isConnectionGone(this.#failure)
-    if (isGone || !(await this.#interrupt())) return this.session.discard()
+    if (isGone || !(await this.session.interrupt())) return this.session.discard()
     const commands =
       this.parent === undefined ? ['rollback'] : [`rollback to ${this.#opening}`, `release ${this.#opening}`]
     try {
@@ -412,15 +420,6 @@ export class Scope implements StatementTarget {
     } catch {
       this.session.discard()
     }
-  }
-
-  /** Stops what is still running on the connection; false when the server does not react. */
-  async #interrupt(): Promise<boolean> {
-    const { channel } = this.session
-    if (channel.inFlight.length === 0) return channel.isOpen
-    const answered = Promise.all([channel.whenIdle(), this.#engine.source.cancel(channel.client)])
-    await Promise.race([answered, sleep(interruptLimitMs, undefined, { ref: false })])
-    return channel.inFlight.length === 0 && channel.isOpen
   }
 
   /** Nothing can be done in it any more. */
@@ -536,6 +535,11 @@ export class Scope implements StatementTarget {
     return undefined
   }
 
+  /** A rollback to a savepoint of the caller's has undone what failed. */
+  heal(): void {
+    this.#failure = undefined
+  }
+
   #fail(error: DatabaseError): void {
     this.#failure ??= error
     // A connection that is gone takes the transactions around this one with it.
@@ -548,6 +552,14 @@ export class Scope implements StatementTarget {
       throw new TransactionError(
         'TRANSACTION_MISUSE',
         `${what} came after its transaction had ended. Await everything inside the transaction's function.`,
+        { sql },
+      )
+    }
+    if (this.#root.#isStreaming) {
+      throw new TransactionError(
+        'TRANSACTION_MISUSE',
+        `${what} came inside the loop of a stream on the same transaction, whose cursor holds the connection: it would wait for ever. ` +
+          'Collect the rows first, or stream outside the transaction.',
         { sql },
       )
     }
@@ -572,7 +584,6 @@ const crashMark = `(select coalesce(extract(epoch from stats_reset), 0)::text fr
 const askNumber = 'select pg_current_xact_id_if_assigned()::text'
 const askNumberAndMark = `select pg_current_xact_id_if_assigned()::text || ' ' || ${crashMark}`
 const askStatus = `select pg_xact_status($1::text::xid8) as status, ${crashMark} as mark`
-const interruptLimitMs = 1_000
 const outcomeLimitMs = 5_000
 const outcomePollMs = 50
 

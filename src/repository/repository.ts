@@ -210,6 +210,10 @@ export abstract class Repository<
     let query = this.select()
     for (const condition of this.conditions(given)) query = query.where(condition)
     const [, options = {}] = given
+    const unknown = entries(options, () => this.refusal('the options must be a plain object')).find(
+      ([name]) => !['limit', 'offset', 'orderBy'].includes(name),
+    )
+    if (unknown) throw this.refusal(`findMany has no option ${quoted(unknown[0])}; there are limit, offset, orderBy`)
     for (const [property, direction] of entries(options.orderBy ?? {}, () =>
       this.refusal('orderBy must be a plain object'),
     )) {

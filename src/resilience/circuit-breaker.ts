@@ -38,6 +38,7 @@ export class CircuitBreaker {
   #circuit: Opossum<[() => Promise<unknown>]>
   #generation = 0
   #watchedUntil = 0
+  #lastFailure: unknown
   #probeTimer: NodeJS.Timeout | undefined
   #retryAt = 0
 
@@ -105,6 +106,9 @@ export class CircuitBreaker {
    */
   #count(generation: number, error: unknown): void {
     if (generation !== this.#generation) return
+    // One connection that breaks fails all that is in flight on it, with one and the same error: that is one failure.
+    if (typeof error === 'object' && error !== null && error === this.#lastFailure) return
+    this.#lastFailure = error
     if (this.#verdictOf(error) === 'unhealthy') this.#watchedUntil = performance.now() + this.#settings.windowMs
     this.#circuit.fire(() => Promise.reject(error)).catch(() => undefined)
   }

@@ -213,7 +213,9 @@ export class Migrator {
     const runs: MigrationRun[] = []
     for (const file of files) {
       // A lock session that the server ended no longer keeps others out.
-      await session.client.query('select 1').catch(rethrowTyped)
+      // One file's settings must not reach the next; on a server each has a connection of its own.
+      const check = this.#source.maxConnections === 1 ? 'discard all' : 'select 1'
+      await session.client.query(check).catch(rethrowTyped)
       const before = performance.now()
       await this.#runPatiently(session, file, direction)
       const durationMs = Math.round(performance.now() - before)

@@ -35,3 +35,16 @@ test('a shutdown while it opens closes what has opened', async () => {
   const database = await opening
   await expect(sql`select 1`.execute(database.db)).rejects.toMatchObject({ code: 'DATABASE_CLOSED' })
 })
+
+test('one that was closed by hand is opened anew, and shutdowns at the same time end together', async () => {
+  const options = { postgres: { url: await freshDatabaseUrl('empty') }, redis: false } as const
+  const first = await initializeDatabase(options)
+  await first.close()
+  const second = await initializeDatabase(options)
+  expect(second).not.toBe(first)
+  const running = sql`select pg_sleep(0.1)`.execute(second.db)
+  const shutdowns = [shutdownDatabase(), shutdownDatabase()]
+  await shutdowns[1]
+  expect(second.stats().pool.total).toBe(0)
+  await Promise.all([running, ...shutdowns])
+})

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
@@ -90,4 +90,25 @@ test('what was committed survives kill -9 of the process', async () => {
 
   await using database = await open(dataDir)
   expect((await sql`select id from notes`.execute(database.db)).rows).toEqual([{ id: 7 }])
+})
+
+test('a folder that holds something else is refused and left as it is', async () => {
+  const dataDir = join(folder, 'thesis')
+  mkdirSync(dataDir)
+  writeFileSync(join(dataDir, 'thesis.txt'), 'years of work')
+  await expect(open(dataDir)).rejects.toMatchObject({
+    code: 'EMBEDDED_UNAVAILABLE',
+    message: expect.stringContaining('something else') as string,
+  })
+  expect(readdirSync(dataDir)).toEqual(['thesis.txt'])
+  expect(existsSync(`${dataDir}.lock`)).toBe(false)
+})
+
+test('what a killed first start left behind is cleared', async () => {
+  const dataDir = join(folder, 'half')
+  mkdirSync(dataDir)
+  writeFileSync(join(dataDir, 'PG_VERSION'), '18')
+  writeFileSync(`${dataDir}.unfinished`, '')
+  await (await open(dataDir)).close()
+  expect(existsSync(`${dataDir}.unfinished`)).toBe(false)
 })

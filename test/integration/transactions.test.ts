@@ -215,6 +215,30 @@ describe('misuse is caught', () => {
   })
 })
 
+test('a query inside the loop of a stream on its own transaction fails at once', async () => {
+  await using database = await open()
+  await write(database, 1)
+  const failed = database.db.transaction().execute(async (trx) => {
+    for await (const _note of trx.selectFrom('notes').selectAll().stream(1)) await write(database, 2)
+  })
+  await expect(failed).rejects.toMatchObject({ code: 'TRANSACTION_MISUSE' })
+  expect(await ids(database)).toEqual([1])
+})
+
+test('a rollback to a savepoint heals the transaction', async () => {
+  await using database = await open()
+  const trx = await database.db.startTransaction().execute()
+  const after = await trx.savepoint('one').execute()
+  await after.insertInto('notes').values({ id: 1, text: '' }).execute()
+  await expect(after.insertInto('notes').values({ id: 1, text: '' }).execute()).rejects.toMatchObject({
+    code: 'UNIQUE_VIOLATION',
+  })
+  await after.rollbackToSavepoint('one').execute()
+  await trx.insertInto('notes').values({ id: 2, text: '' }).execute()
+  await trx.commit().execute()
+  expect(await ids(database)).toEqual([2])
+})
+
 describe('hooks', () => {
   test('run after the outermost commit, in their order, with what was committed in sight', async () => {
     await using database = await open()

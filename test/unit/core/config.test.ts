@@ -376,3 +376,33 @@ test.each([
     { key: name, expected, remedy: `Correct or unset ${name}.` },
   ])
 })
+
+test.each([
+  ['postgres://app:hunter2@db.example.org/shop'],
+  [{ postgres: 'postgres://app:hunter2@db.example.org/shop' }],
+  [{ redis: 'redis://:hunter2@db.example.org' }],
+])('a URL in the place of an object is refused without being shown', (options) => {
+  expect(shown(() => resolveConfig(options as DatabaseOptions, {}))).toMatch(/expected an object(?![^]*hunter2)/)
+})
+
+test('a URL in code counts for more than the environment, and less than an option', () => {
+  const env = { DATABASE_SSL_MODE: 'disable', DATABASE_APPLICATION_NAME: 'env' }
+  const url = 'postgres://u@h/d?sslmode=verify-full&application_name=url'
+  expect(serverOf({ postgres: { url } }, env)).toMatchObject({ ssl: 'verify-full', applicationName: 'url' })
+  expect(serverOf({ postgres: { url, ssl: 'no-verify' } }, env)).toMatchObject({ ssl: 'no-verify' })
+  expect(serverOf({}, { ...env, DATABASE_URL: url })).toMatchObject({ ssl: 'disable', applicationName: 'env' })
+})
+
+test('a logger with a state of its own stays as it is', () => {
+  const logger = {
+    count: 0,
+    info(): void {
+      this.count += 1
+    },
+    warn(): void {},
+  }
+  const config = resolveConfig({ logger }, {})
+  config.logger.info('x')
+  expect(logger.count).toBe(1)
+  expect(problemsOf({ logger: { info: 1, warn: 2 } })).toMatchObject([{ key: 'logger' }])
+})

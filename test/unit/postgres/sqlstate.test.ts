@@ -112,3 +112,11 @@ test('neither message nor inspection shows a value that PostgreSQL quotes, and t
   })
   expect(inspect(toDatabaseError(invalid), { depth: null })).not.toContain('hunter2')
 })
+
+test('a value with quotes of its own is hidden from its first to its last', () => {
+  const cause = Object.assign(new Error('invalid input syntax for type integer: "{"password":"hunter2"}"'), {
+    code: '22P02',
+    severity: 'ERROR',
+  })
+  expect(inspect(toDatabaseError(cause), { depth: null })).not.toMatch(/hunter2|password/)
+})

@@ -252,7 +252,6 @@ test.each([undefined, null, 'text', 0])(
   'a call that rejects with %s rejects with just that, in any state',
   async (reason) => {
     const { breaker } = open()
-    // oxlint-disable-next-line typescript/prefer-promise-reject-errors
     const outcome = (): Promise<unknown> => breaker.run(() => Promise.reject(reason)).catch((error: unknown) => [error])
     expect(await outcome()).toEqual([reason])
     await fail(breaker, 'unhealthy', 10)
@@ -556,4 +555,16 @@ test(`its state is that of the model after each of ${steps * walks} random steps
     { numRuns: walks, endOnFailure: true },
   )
   expect(Object.entries(coverage).filter(([, times]) => times <= walks)).toEqual([])
+})
+
+test('one broken connection is one failure, however many calls were in flight on it', async () => {
+  const { breaker } = open()
+  const broken = new Failure('unhealthy')
+  const { generation } = breaker
+  for (let call = 0; call < 50; call += 1) breaker.note(broken, generation)
+  await flush()
+  expect(breaker.state).toBe('closed')
+  for (let call = 0; call < 10; call += 1) breaker.note(new Failure('unhealthy'), generation)
+  await flush()
+  expect(breaker.state).toBe('open')
 })
