@@ -68,7 +68,7 @@ export interface PostgresOptions {
 export interface PipelineOptions {
   /** How many. They come on top of `pool.max`. @default 2, `DATABASE_PIPELINE_CONNECTIONS` */
   readonly connections?: number | undefined
-  /** Most statements in flight on each; beyond that the pool takes them. @default 64, `DATABASE_PIPELINE_DEPTH` */
+  /** Most statements in flight on each; beyond that the pool takes them. @default 128, `DATABASE_PIPELINE_DEPTH` */
   readonly depth?: number | undefined
 }
 
@@ -755,7 +755,7 @@ function resolveEngine(options: ParsedPostgres, kind: PostgresTarget['kind']): E
     pipeline:
       pipeline === false || kind === 'embedded'
         ? false
-        : { connections: pipeline?.connections ?? 2, depth: pipeline?.depth ?? 64 },
+        : { connections: pipeline?.connections ?? 2, depth: pipeline?.depth ?? 128 },
     preparedStatements:
       preparedStatements === false
         ? { threshold: false, max: 0 }

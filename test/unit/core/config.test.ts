@@ -206,7 +206,7 @@ const server = 'postgres://u@h/d'
 test('statements are piped, prepared, repeated and broken off by default', () => {
   expect(resolveConfig({ postgres: { url: server } }, {})).toMatchObject({
     queryTimeoutMs: 30_000,
-    pipeline: { connections: 2, depth: 64 },
+    pipeline: { connections: 2, depth: 128 },
     preparedStatements: { threshold: 3, max: 256 },
     retry: { attempts: 3, baseDelayMs: 25, maxDelayMs: 1_000 },
     breaker: { errorThresholdPercentage: 50, volumeThreshold: 10, windowMs: 10_000, resetTimeoutMs: 1_000 },
