@@ -72,18 +72,9 @@ export class Transactions {
     if (!isOutcomeUnknown(reason)) await this.#runHooks(hooks)
   }
 
+  // Async, so that misuse is a rejection as everything else.
   async #runNested<T>(parent: Scope, work: () => Promise<T>, options: TransactionOptions): Promise<T> {
-    const scope = parent.nest(limitsFrom(options.timeoutMs, options.signal))
-    try {
-      const result = await this.#runIn(scope, work)
-      await this.commit(scope)
-      return result
-    } catch (error) {
-      await this.rollback(scope, error)
-      throw error
-    } finally {
-      scope.end()
-    }
+    return this.#runToEnd(parent.nest(limitsFrom(options.timeoutMs, options.signal)), work)
   }
 
   async #runOutermost<T>(
@@ -135,17 +126,7 @@ export class Transactions {
     let session: Session | undefined
     try {
       session = engine.pool.tryAcquire(lease) ?? (await engine.pool.acquire(lease))
-      const scope = this.begin(session, beginSql(options), limits)
-      try {
-        const result = await this.#runIn(scope, work)
-        await this.commit(scope)
-        return result
-      } catch (error) {
-        await this.rollback(scope, error)
-        throw error
-      } finally {
-        scope.end()
-      }
+      return await this.#runToEnd(this.begin(session, beginSql(options), limits), work)
     } catch (error) {
       failure = error
       throw error
@@ -154,11 +135,19 @@ export class Transactions {
     }
   }
 
-  /** Runs the work with its statements joining the scope, within the limits, and nothing left behind. */
-  async #runIn<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
-    const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
-    await scope.settle()
-    return result
+  /** Runs the work with its statements joining the scope, within the limits, and ends the scope well or undoes it. */
+  async #runToEnd<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
+    try {
+      const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
+      await scope.settle()
+      await this.commit(scope)
+      return result
+    } catch (error) {
+      await this.rollback(scope, error)
+      throw error
+    } finally {
+      scope.end()
+    }
   }
 
   async #runHooks(hooks: readonly Hook[]): Promise<void> {

@@ -1,5 +1,6 @@
+import { AsyncResource } from 'node:async_hooks'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
-import { CamelCasePlugin, type LogEvent, sql } from 'kysely'
+import { CamelCasePlugin, Kysely, type LogEvent, sql } from 'kysely'
 import { beforeEach, describe, expect, test, vi } from 'vitest'
 import {
   createDatabase,
@@ -9,7 +10,6 @@ import {
   postgresDialect,
   type QueryEvent,
 } from '../../src/index.ts'
-import { Kysely } from 'kysely'
 import { freshDatabaseUrl } from '../support/database.ts'
 
 interface DB {
@@ -36,6 +36,9 @@ const byId = (database: Database<DB>, id: number): Promise<DB['notes'] | undefin
 
 const pipelineIsUp = (database: Database<DB>): Promise<boolean> =>
   vi.waitUntil(() => database.stats().pipeline?.connections === 2)
+
+/** Runs a call as another request would make it, outside the transaction that surrounds it. */
+const outside = AsyncResource.bind((work: () => Promise<unknown>) => work())
 
 describe('the pipeline', () => {
   test('carries many single statements at once, and each gets its own answer', async () => {
@@ -83,7 +86,8 @@ describe('the pipeline', () => {
     await vi.waitUntil(() => database.stats().pipeline?.connections === 1)
     const sleeping = database.db.selectNoFrom(sql`pg_sleep(0.3)`.as('slept')).execute()
     await vi.waitUntil(() => database.stats().pipeline?.inFlight === 1)
-    await new Promise((resolve) => setTimeout(resolve, 10))
+    const sentBefore = performance.now()
+    await vi.waitUntil(() => performance.now() - sentBefore > 10, { interval: 2 })
     const start = performance.now()
     await byId(database, 1)
     expect(performance.now() - start).toBeLessThan(250)
@@ -277,7 +281,7 @@ describe('deadlines and cancel', () => {
     await using database = await open({ pipeline: false, pool: { max: 1 } })
     await database.transaction(async () => {
       await database.query(sql`select 1`)
-      const waiting = createDatabaseless(database, AbortSignal.timeout(20))
+      const waiting = outside(() => database.query(sql`select 1`, { signal: AbortSignal.timeout(20) }))
       await expect(waiting).rejects.toMatchObject({ name: 'TimeoutError' })
     })
     expect(database.stats().pool.waiting).toBe(0)
@@ -307,14 +311,6 @@ describe('deadlines and cancel', () => {
     }
   })
 })
-
-/** A call outside the surrounding transaction, as another request would make it. */
-function createDatabaseless(database: Database<DB>, signal: AbortSignal): Promise<unknown> {
-  return outside(() => database.query(sql`select 1`, { signal }))
-}
-
-import { AsyncResource } from 'node:async_hooks'
-const outside = AsyncResource.bind((work: () => Promise<unknown>) => work())
 
 describe('raw helpers', () => {
   test('give rows, a row, a value, a count, a boolean', async () => {
