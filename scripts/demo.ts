@@ -101,7 +101,7 @@ async function main(): Promise<void> {
   if (target.kind === 'embedded') {
     say(`No DATABASE_URL is set, so this runs on an embedded PostgreSQL in ${embeddedFolder}.`)
   } else {
-    say(`On PostgreSQL at ${target.host}, database ${target.database}.`)
+    say(`On PostgreSQL at ${target.hosts[0]?.host}, database ${target.database}.`)
     await refuseForeignDatabase(options)
   }
 

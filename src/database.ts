@@ -1,13 +1,61 @@
-import { type CompiledQuery, type Dialect, type Kysely, type RawBuilder, sql } from 'kysely'
+import {
+  type CompiledQuery,
+  type Dialect,
+  type Insertable,
+  type Kysely,
+  type RawBuilder,
+  type Selectable,
+  sql,
+  type Updateable,
+} from 'kysely'
+import type { ReadonlyKysely } from 'kysely/readonly'
 import { type DatabaseOptions, type PostgresOptions, type ResolvedConfig, resolveConfig } from './core/config.ts'
 import { settleWithin } from './core/deadline.ts'
-import { DatabaseError, type ErrorCode, isDatabaseError } from './core/errors.ts'
+import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
 import type { EventSource } from './core/events.ts'
-import { type CallOptions, type DatabaseEvents, Engine, type EngineStats } from './postgres/engine.ts'
-import { createKysely, EngineDialect, type EngineKysely, type KyselyOptions } from './postgres/executor.ts'
+import {
+  type BulkCommand,
+  type BulkOptions,
+  type BulkResult,
+  BulkWrite,
+  type ConflictRule,
+  insertCommand,
+  type RowSource,
+  updateCommand,
+} from './postgres/bulk.ts'
+import type { ConnectionSource } from './postgres/connection.ts'
+import {
+  type CallOptions,
+  type DatabaseEvents,
+  Engine,
+  type EngineContext,
+  engineContext,
+  type EngineSettings,
+  type EngineStats,
+  type ReplicaChoice,
+} from './postgres/engine.ts'
+import {
+  createKysely,
+  EngineDialect,
+  type EngineKysely,
+  type EngineParts,
+  type KyselyOptions,
+} from './postgres/executor.ts'
+import { type AnyChannel, channelName, encodePayload, type PayloadOf } from './postgres/notification-channel.ts'
+import {
+  type ListenerStats,
+  type ListenOptions,
+  type NotificationHandler,
+  Notifications,
+  type NotificationStream,
+  type Subscription,
+} from './postgres/notifications.ts'
 import { callSiteAbove, describeHolder, type PoolStats } from './postgres/pool.ts'
 import { type Parameters, type PreparedQuery, prepareQuery } from './postgres/prepared-query.ts'
-import { openSource } from './postgres/source.ts'
+import { commitToken, Replicas, type ReplicaStats } from './postgres/replicas.ts'
+import type { RowStream, StreamOptions } from './postgres/row-stream.ts'
+import { openSource, serverSource } from './postgres/source.ts'
+import { toDatabaseError } from './postgres/sqlstate.ts'
 import { type Hook, type TransactionOptions, Transactions } from './postgres/transaction.ts'
 import { RedisClient } from './redis/client.ts'
 
@@ -100,6 +148,142 @@ export interface Database<DB> extends AsyncDisposable {
     build: (parameter: Parameters<Values>) => Compilable<Row>,
   ): PreparedQuery<Values, Row>
 
+  /**
+   * The rows of a query that may be larger than memory: fetched in chunks, the next while the loop works on this one, at
+   * most two in memory. Nothing is sent before the first row is asked for. Leaving the loop stops the server and gives the
+   * connection back. Joins the transaction of the async context in which it was called; there, nothing else can run inside
+   * the loop (`TRANSACTION_MISUSE`). To be read once, by one reader.
+   *
+   * A failure before the first row is treated as that of any query; after it nothing is repeated, and the loop throws:
+   * `CONNECTION_LOST`, `QUERY_TIMEOUT` (no chunk within `chunkTimeoutMs`; the reader's own time does not count), the
+   * reason of the signal. `INVALID_ARGUMENT`: a wrong option, or a COPY. A write that returns rows is done as a whole
+   * with its first row, also when its reader leaves.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * let letters = 0
+   * for await (const { title } of database.stream(database.db.selectFrom('posts').select('title'))) letters += title.length
+   * ```
+   */
+  stream<Row>(query: Runnable<Row>, options?: StreamOptions): RowStream<Row>
+
+  /**
+   * Inserts any number of rows, in statements of thousands: each column is one array, so the limit of 65 535 parameters
+   * never matters. All or none by default, in a transaction that joins the one of this async context; the source is read
+   * as fast as rows are written.
+   *
+   * A row without a column gets the column's default. Values mean what they mean as parameters; objects for JSON columns
+   * become JSON, arrays there too. `BULK_SOURCE_FAILED`: the source threw; `INVALID_ARGUMENT`: a row cannot be sent, and
+   * the message says which; else as an insert. `rowsWritten` of the error says what remains with `atomic: false`.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const cups = ['red', 'green'].map((name) => ({ sku: `CUP-${name}`, name, price_minor: 900 }))
+   * const { count, rows } = await database.insertMany('products', cups, { returning: ['id'] })
+   * console.log(count, rows)
+   * ```
+   */
+  insertMany<Table extends TableName<DB>, Column extends ColumnName<DB, Table> = never>(
+    table: Table,
+    rows: RowSource<Insertable<DB[Table]>>,
+    options?: BulkOptions<Column>,
+  ): Promise<BulkResult<Pick<Selectable<DB[Table]>, Column>>>
+  /**
+   * Inserts rows as {@link insertMany}, and updates those that are there already by the columns of `conflict`, or leaves
+   * them with `update: 'none'`; those are neither counted nor given back. A key may come once only.
+   */
+  upsertMany<Table extends TableName<DB>, Column extends ColumnName<DB, Table> = never>(
+    table: Table,
+    rows: RowSource<Insertable<DB[Table]>>,
+    options: BulkOptions<Column> & ConflictRule<ColumnName<DB, Table>>,
+  ): Promise<BulkResult<Pick<Selectable<DB[Table]>, Column>>>
+  /**
+   * Updates the rows that have these keys, each with its own values, in statements of thousands. A key that is not there
+   * changes nothing and is not counted; one may come once only in a statement. Else as {@link insertMany}.
+   */
+  updateMany<Table extends TableName<DB>, Column extends ColumnName<DB, Table> = never>(
+    table: Table,
+    rows: RowSource<Updateable<DB[Table]>>,
+    options: BulkOptions<Column> & { readonly key: readonly ColumnName<DB, Table>[] },
+  ): Promise<BulkResult<Pick<Selectable<DB[Table]>, Column>>>
+
+  /**
+   * A Kysely that reads from the replicas: from one of those that are the least behind, and from the primary where none is
+   * fit or those that are fit fail. Its transactions are read only. Inside a transaction of this database it joins that.
+   * Without replicas it is the primary's. With `after` it sees all that was committed before the token was taken.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const names = await database.replica().selectFrom('users').select('name').execute()
+   * ```
+   */
+  replica(choice?: ReplicaChoice): ReadonlyKysely<DB>
+  /**
+   * Where the primary's log is: a read on a replica with `{ replica: { after: token } }` sees all that was committed before
+   * this was called. Short and fit for a header or a cookie; whoever sends another one back at worst makes the read wait
+   * and go to the primary. Costs one statement. `TRANSACTION_MISUSE` inside a transaction, whose commit would not be in it.
+   */
+  lastCommitToken(): Promise<string>
+
+  /**
+   * Calls `handler` with each notification on the channel, one after the other in the order of their commits; a failure of it
+   * is reported and stops nothing. Without a handler the subscription is read with `for await`. Resolves once the server has
+   * confirmed LISTEN: what is committed from then on arrives, as long as the connection lives. All subscribers share one
+   * connection, beside the pool, which comes back by itself when it is lost. Since notifications are lost with it, and
+   * since a buffer has its bounds, `onGap` tells a subscriber that some are missing.
+   *
+   * Rejects with a `ConnectionError` when the server cannot be reached now, `NOTIFICATIONS_UNAVAILABLE` behind a pooler in
+   * transaction mode, `INVALID_ARGUMENT` for a name of no or more than 63 bytes, `DATABASE_CLOSED`, and, only on the embedded
+   * PostgreSQL, `TRANSACTION_MISUSE` inside a transaction.
+   *
+   * @example
+   * ```ts
+   * import { channel, createDatabase } from 'kanta'
+   *
+   * const orderPaid = channel<{ orderId: string }>('order_paid')
+   * const database = await createDatabase()
+   * await using subscription = await database.listen(orderPaid, ({ orderId }) => console.log(orderId), {
+   *   onGap: () => console.log('look at all orders again'),
+   * })
+   * for await (const text of await database.listen('log')) console.log(text)
+   * ```
+   */
+  listen<Channel extends AnyChannel>(
+    channel: Channel,
+    handler: NotificationHandler<PayloadOf<Channel>>,
+    options?: ListenOptions,
+  ): Promise<Subscription>
+  listen<Channel extends AnyChannel>(
+    channel: Channel,
+    options?: ListenOptions,
+  ): Promise<NotificationStream<PayloadOf<Channel>>>
+
+  /**
+   * Sends a notification to all who listen to the channel, in any process. Inside a transaction it joins that, and is
+   * delivered when it commits, and never if it does not. Nobody keeps it for those who do not listen now.
+   *
+   * Rejects with `NOTIFICATION_TOO_LARGE` over 7 999 bytes of UTF-8, before anything is sent; with `INVALID_ARGUMENT` for what
+   * is no payload; else as a query does. It counts as a write: when the connection is lost it is not sent again unless
+   * the call says `idempotent`.
+   */
+  notify<Channel extends AnyChannel>(
+    channel: Channel,
+    payload: PayloadOf<Channel>,
+    options?: CallOptions,
+  ): Promise<void>
+
   /** What happens inside: queries, waiting, transactions, retries, the breaker, leaks. Costs nothing while nobody listens. */
   readonly events: EventSource<DatabaseEvents>
   /** Asks each server. Answers within two seconds and never rejects: what is wrong is in the answer. */
@@ -115,6 +299,9 @@ export interface Database<DB> extends AsyncDisposable {
   readonly isClosed: boolean
 }
 
+type TableName<DB> = keyof DB & string
+type ColumnName<DB, Table extends keyof DB> = keyof Selectable<DB[Table]> & string
+
 /** A built query of Kysely. */
 export interface Compilable<Row> {
   compile(): CompiledQuery<Row>
@@ -125,12 +312,17 @@ export type Runnable<Row> = Compilable<Row> | RawBuilder<Row>
 
 /** An answer of {@link Database.health}. */
 export interface Health {
-  /** `degraded`: PostgreSQL answers, Redis does not, and queries work. */
+  /** `degraded`: PostgreSQL answers and queries work, but Redis or a replica does not. */
   readonly status: 'degraded' | 'down' | 'up'
   readonly postgres: PostgresHealth
+  /** Absent where none is configured. One that is down or behind makes the status `degraded`: reads go elsewhere. */
+  readonly replicas?: readonly ReplicaHealth[]
   /** Absent where none is configured. */
   readonly redis?: ServerHealth
 }
+
+/** The state of a replica, as the last check found it. */
+export type ReplicaHealth = Pick<ReplicaStats, 'lagMs' | 'role' | 'state' | 'target'>
 
 /** The state of one server. */
 export interface ServerHealth {
@@ -152,7 +344,12 @@ export interface PostgresHealth extends ServerHealth {
 }
 
 /** A moment of a {@link Database}. */
-export type DatabaseStats = EngineStats
+export interface DatabaseStats extends EngineStats {
+  /** Absent where none is configured. */
+  readonly replicas?: readonly ReplicaStats[]
+  /** The connection that listens for notifications, and its subscribers. */
+  readonly listener: ListenerStats
+}
 
 /**
  * Opens a database. Options left out come from the environment; with no URL at all it starts the embedded PostgreSQL,
@@ -175,19 +372,50 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const { kysely, rest } = splitOptions(options)
   const config = resolveConfig(rest)
   const source = await openSource(config.postgres, config.logger)
-  const engine = new Engine(source, config, (message) => config.logger.warn(message))
+  const context = engineContext((message) => config.logger.warn(message))
+  const parts = openParts(source, config, context)
+  const listenerSource =
+    config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
+  const notifications = openNotifications(parts.engine, listenerSource, config)
   const redis = config.redis && new RedisClient(config.redis)
+  const replicas = openReplicas(parts, config, context)
   const close = async (): Promise<void> => {
-    await Promise.all([redis?.close(), engine.close()])
+    // Its handlers may be in the middle of queries.
+    await notifications.close()
+    await Promise.all([redis?.close(), replicas?.close(), parts.engine.close()])
     await source.close()
   }
   try {
-    await engine.pool.prewarm()
+    await parts.engine.pool.prewarm()
+    await replicas?.start()
   } catch (error) {
     await close()
     throw error
   }
-  return new OpenDatabase<DB>(config, engine, redis, kysely, close)
+  return new OpenDatabase<DB>(config, { ...parts, replicas, notifications }, redis, kysely, close)
+}
+
+function openParts(source: ConnectionSource, config: EngineSettings & HookLogger, context: EngineContext): EngineParts {
+  const engine = new Engine(source, config, context)
+  return { engine, transactions: new Transactions(engine, (error) => warnOfHook(config, error)) }
+}
+
+function openReplicas(primary: EngineParts, config: ResolvedConfig, context: EngineContext): Replicas | undefined {
+  const { replicas: targets, replicaReads } = config
+  if (targets.length === 0) return undefined
+  // What fails on a replica goes to another server instead of being repeated.
+  const settings = { ...config, retry: false } as const
+  const parts = targets.map((target) => openParts(serverSource(target), settings, context))
+  const replicas = new Replicas(primary, parts, replicaReads)
+  primary.engine.replicas = replicas
+  return replicas
+}
+
+function openNotifications(engine: Engine, source: ConnectionSource, config: ResolvedConfig): Notifications {
+  const { directPostgres, listenerHeartbeatMs: heartbeatMs, pool, logger } = config
+  const answerTimeoutMs = directPostgres.kind === 'server' ? directPostgres.connectTimeoutMs : pool.acquireTimeoutMs
+  const settings = { heartbeatMs, answerTimeoutMs, drainTimeoutMs: pool.drainTimeoutMs }
+  return new Notifications(engine, source, settings, logger)
 }
 
 function splitOptions(options: (DatabaseOptions & KyselyOptions) | undefined): {
@@ -220,14 +448,24 @@ export function postgresDialect(options?: PostgresOptions): Dialect {
   const config = resolveConfig({ ...(options && { postgres: options }), redis: false })
   return new EngineDialect(async () => {
     const source = await openSource(config.postgres, config.logger)
-    const engine = new Engine(source, config, (message) => config.logger.warn(message))
-    return { engine, transactions: new Transactions(engine, (error) => warnOfHook(config, error)) }
+    return openParts(
+      source,
+      config,
+      engineContext((message) => config.logger.warn(message)),
+    )
   })
 }
 
-function warnOfHook(config: ResolvedConfig, error: unknown): void {
+type HookLogger = Pick<ResolvedConfig, 'logger'>
+
+function warnOfHook(config: HookLogger, error: unknown): void {
   const what = error instanceof Error ? `${error.name}: ${error.message}` : 'something that is not an Error'
   config.logger.warn(`a hook after a transaction failed, which changes nothing about the transaction: ${what}`)
+}
+
+interface DatabaseParts extends EngineParts {
+  readonly replicas: Replicas | undefined
+  readonly notifications: Notifications
 }
 
 class OpenDatabase<DB> implements Database<DB> {
@@ -236,14 +474,19 @@ class OpenDatabase<DB> implements Database<DB> {
   readonly #config: ResolvedConfig
   readonly #engine: Engine
   readonly #transactions: Transactions
+  readonly #replicas: Replicas | undefined
+  readonly #kysely: KyselyOptions
   readonly #run: EngineKysely<DB>['run']
+  readonly #stream: EngineKysely<DB>['stream']
   readonly #redis: RedisClient | undefined
   readonly #close: () => Promise<void>
+  readonly #notifications: Notifications
+  readonly #sendNotification: PreparedQuery<{ channel: string; payload: string }, unknown>
   #closing: Promise<void> | undefined
 
   constructor(
     config: ResolvedConfig,
-    engine: Engine,
+    { engine, transactions, replicas, notifications }: DatabaseParts,
     redis: RedisClient | undefined,
     kysely: KyselyOptions,
     close: () => Promise<void>,
@@ -252,10 +495,17 @@ class OpenDatabase<DB> implements Database<DB> {
     this.#engine = engine
     this.#redis = redis
     this.#close = close
-    this.#transactions = new Transactions(engine, (error) => warnOfHook(config, error))
-    const { db, run } = createKysely<DB>({ engine, transactions: this.#transactions }, kysely)
+    this.#transactions = transactions
+    this.#replicas = replicas
+    this.#kysely = kysely
+    const { db, run, stream } = createKysely<DB>({ engine, transactions }, kysely)
     this.db = db
     this.#run = run
+    this.#stream = stream
+    this.#notifications = notifications
+    this.#sendNotification = this.prepare((p: Parameters<{ channel: string; payload: string }>) =>
+      db.selectNoFrom((eb) => eb.fn('pg_notify', [p('channel'), p('payload')]).as('sent')),
+    )
     this.events = engine.events
     engine.events.on('leak', (holder) =>
       config.logger.warn(`a connection has been borrowed for ${describeHolder(holder)}`),
@@ -264,7 +514,10 @@ class OpenDatabase<DB> implements Database<DB> {
 
   transaction<T>(work: () => Promise<T>, options?: TransactionOptions): Promise<T> {
     // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
-    return this.#transactions.run(work, options, callSiteAbove(this.transaction))
+    const origin = callSiteAbove(this.transaction)
+    if (!options?.replica || this.#transactions.current) return this.#transactions.run(work, options, origin)
+    if (this.#replicas) return this.#replicas.transaction(work, options, origin)
+    return this.#transactions.run(work, { accessMode: 'read only', ...options }, origin)
   }
 
   afterCommit(hook: Hook): void {
@@ -289,7 +542,12 @@ class OpenDatabase<DB> implements Database<DB> {
     return this.transaction(async () => {
       if (waitMs !== undefined) await this.query(sql`select set_config('lock_timeout', ${String(waitMs)}, true)`)
       // 64 bits of the name's hash; the two-key form keeps clear of locks that the application takes by number.
-      await this.query(sql`select pg_advisory_xact_lock(hashtextextended(${`kanta:${name}`}, 0))`)
+      const taking = this.query(sql`select pg_advisory_xact_lock(hashtextextended(${`kanta:${name}`}, 0))`)
+      await taking.catch((error: unknown) => {
+        throw waitMs !== undefined && isDatabaseError(error) && error.code === 'LOCK_TIMEOUT'
+          ? lockTimeout(name, waitMs, error)
+          : error
+      })
       if (waitMs !== undefined) await this.query(sql`select set_config('lock_timeout', '0', true)`)
       return work()
     }, transactionOptions)
@@ -330,14 +588,93 @@ class OpenDatabase<DB> implements Database<DB> {
     return prepareQuery((parameter: Parameters<Values>) => build(parameter).compile(), this.#run)
   }
 
+  stream<Row>(query: Runnable<Row>, options: StreamOptions = {}): RowStream<Row> {
+    // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
+    return this.#stream<Row>(this.#compile(query), options, callSiteAbove(this.stream))
+  }
+
+  insertMany(table: string, rows: RowSource<object>, options: BulkOptions<string> = {}): Promise<BulkResult<never>> {
+    return this.#writeMany(insertCommand(table, options.returning ?? []), rows, options)
+  }
+
+  upsertMany(
+    table: string,
+    rows: RowSource<object>,
+    { conflict, update, ...options }: BulkOptions<string> & ConflictRule<string>,
+  ): Promise<BulkResult<never>> {
+    return this.#writeMany(insertCommand(table, options.returning ?? [], { conflict, update }), rows, options)
+  }
+
+  updateMany(
+    table: string,
+    rows: RowSource<object>,
+    { key, ...options }: BulkOptions<string> & { readonly key: readonly string[] },
+  ): Promise<BulkResult<never>> {
+    return this.#writeMany(updateCommand(table, options.returning ?? [], key), rows, options)
+  }
+
+  async #writeMany(
+    command: BulkCommand,
+    rows: RowSource<object>,
+    options: BulkOptions<string>,
+  ): Promise<BulkResult<never>> {
+    const runner = {
+      run: (query: RawBuilder<Record<string, unknown>>, call: CallOptions) =>
+        this.#run<Record<string, unknown>>(query.compile(this.db), call),
+      nameOf: (identifier: RawBuilder<unknown>) => identifier.compile(this.db).sql,
+      transaction: <T>(work: () => Promise<T>, repeatable: boolean) =>
+        this.transaction(work, repeatable ? {} : { attempts: 1 }),
+    }
+    return (await new BulkWrite(runner, command, options).write(rows)) as BulkResult<never>
+  }
+
+  replica(choice?: ReplicaChoice): ReadonlyKysely<DB> {
+    const parts = { engine: this.#engine, transactions: this.#transactions }
+    const replica = choice ?? true
+    const choose = async (): Promise<EngineParts> => (await this.#replicas?.choose(replica)) ?? parts
+    return createKysely<DB>(parts, this.#kysely, { call: { replica }, choose }).db as unknown as ReadonlyKysely<DB>
+  }
+
+  async lastCommitToken(): Promise<string> {
+    if (this.#transactions.current) {
+      throw new TransactionError(
+        'TRANSACTION_MISUSE',
+        'lastCommitToken() was called inside a transaction, whose commit would not be in it. Call it afterwards, or in afterCommit.',
+      )
+    }
+    return commitToken(this.#engine, healthTimeoutMs)
+  }
+
+  listen<Channel extends AnyChannel>(
+    channel: Channel,
+    first?: ListenOptions | NotificationHandler<PayloadOf<Channel>>,
+    second?: ListenOptions,
+  ): Promise<NotificationStream<PayloadOf<Channel>>> {
+    return typeof first === 'function'
+      ? this.#notifications.listen(channel, first, second)
+      : this.#notifications.listen(channel, undefined, first)
+  }
+
+  async notify<Channel extends AnyChannel>(
+    channel: Channel,
+    payload: PayloadOf<Channel>,
+    options?: CallOptions,
+  ): Promise<void> {
+    const values = { channel: channelName(channel), payload: encodePayload(channel, payload) }
+    await this.#sendNotification(values, options)
+  }
+
   async health(): Promise<Health> {
     const [postgres, redis] = await Promise.all([this.#postgresHealth(), this.#redisHealth()])
-    const status = postgres.status === 'down' ? 'down' : redis?.status === 'down' ? 'degraded' : 'up'
-    return { status, postgres, ...(redis && { redis }) }
+    const replicas = this.#replicas?.stats().map(({ target, state, role, lagMs }) => ({ target, state, role, lagMs }))
+    const isDegraded = redis?.status === 'down' || replicas?.some(({ state }) => state !== 'up') === true
+    const status = postgres.status === 'down' ? 'down' : isDegraded ? 'degraded' : 'up'
+    return { status, postgres, ...(replicas && { replicas }), ...(redis && { redis }) }
   }
 
   stats(): DatabaseStats {
-    return this.#engine.stats()
+    const replicas = this.#replicas?.stats()
+    return { ...this.#engine.stats(), ...(replicas && { replicas }), listener: this.#notifications.stats() }
   }
 
   get isClosed(): boolean {
@@ -362,6 +699,7 @@ class OpenDatabase<DB> implements Database<DB> {
 
   async #askPostgres(): Promise<Pick<PostgresHealth, 'latencyMs' | 'readOnly' | 'version'>> {
     const session = await this.#engine.pool.acquire({ purpose: 'a health check' })
+    let failure: unknown
     try {
       const start = performance.now()
       const { sql: text, query } = askHealth.compile(this.db)
@@ -370,8 +708,11 @@ class OpenDatabase<DB> implements Database<DB> {
       const latencyMs = performance.now() - start
       const [row] = rows
       return { latencyMs, ...(row && { version: row.version, readOnly: row.read_only === 'on' }) }
+    } catch (cause) {
+      failure = toDatabaseError(cause, { target: this.#engine.source.description })
+      throw failure
     } finally {
-      session.release()
+      this.#engine.giveBack(session, failure)
     }
   }
 
@@ -387,6 +728,15 @@ class OpenDatabase<DB> implements Database<DB> {
       return { latencyMs, ...(version !== undefined && { version }) }
     })
   }
+}
+
+function lockTimeout(name: string, waitMs: number, cause: DatabaseError): TimeoutError {
+  return new TimeoutError(
+    'LOCK_TIMEOUT',
+    `The lock ${JSON.stringify(name)} was not free within ${waitMs} ms. See who holds it (pg_locks, locktype advisory), ` +
+      'raise waitMs, or try again later.',
+    { cause, limitMs: waitMs, retry: cause.retry, sql: cause.sql, sqlState: cause.sqlState },
+  )
 }
 
 const askHealth = sql`select current_setting('server_version') as version, current_setting('transaction_read_only') as read_only`

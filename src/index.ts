@@ -1,13 +1,42 @@
 // The database
 export { createDatabase, postgresDialect } from './database.ts'
-export type { Compilable, Database, DatabaseStats, Health, PostgresHealth, Runnable, ServerHealth } from './database.ts'
+export type {
+  Compilable,
+  Database,
+  DatabaseStats,
+  Health,
+  PostgresHealth,
+  ReplicaHealth,
+  Runnable,
+  ServerHealth,
+} from './database.ts'
 export { getDatabase, getDatabaseHealth, initializeDatabase, shutdownDatabase } from './default.ts'
 export type { EventSource, Listener } from './core/events.ts'
-export type { CallOptions, DatabaseEvents, QueryEvent } from './postgres/engine.ts'
+export type {
+  CallOptions,
+  DatabaseEvents,
+  EngineStats,
+  QueryEvent,
+  ReplicaChoice,
+  ReplicaState,
+} from './postgres/engine.ts'
 export type { KyselyOptions } from './postgres/executor.ts'
 export type { PipelineStats } from './postgres/pipeline.ts'
 export type { LeaseHolder, PoolStats } from './postgres/pool.ts'
+export type { NotificationGap } from './postgres/notification-buffer.ts'
+export { channel } from './postgres/notification-channel.ts'
+export type { AnyChannel, NotificationChannel, PayloadOf } from './postgres/notification-channel.ts'
+export type {
+  ListenerStats,
+  ListenOptions,
+  NotificationHandler,
+  NotificationStream,
+  Subscription,
+} from './postgres/notifications.ts'
 export type { Parameters, PreparedQuery } from './postgres/prepared-query.ts'
+export type { BulkOptions, BulkProgress, BulkResult, ConflictRule, RowSource } from './postgres/bulk.ts'
+export type { ReplicaStats } from './postgres/replicas.ts'
+export type { RowStream, StreamOptions } from './postgres/row-stream.ts'
 export type { Hook, TransactionOptions } from './postgres/transaction.ts'
 export type { BreakerState } from './resilience/circuit-breaker.ts'
 
@@ -23,8 +52,10 @@ export type {
   PostgresOptions,
   PreparedStatementOptions,
   RedisOptions,
+  ReplicaReadOptions,
   RetryOptions,
   SslMode,
+  ValueTypes,
 } from './core/config.ts'
 
 // Errors

@@ -1,11 +1,11 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { styleText } from 'node:util'
-import { Command, CommanderError, InvalidArgumentError } from 'commander'
-import { resolveConfig } from '../core/config.ts'
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
+import { resolveConfig, type ValueTypes } from '../core/config.ts'
 import { isDatabaseError } from '../core/errors.ts'
 import { createMigrator, type MigrationRun, type MigrationStatus, type Migrator } from '../migrate.ts'
-import { checkTypes, writeTypes } from '../schema/codegen.ts'
+import { checkTypes, type TypesFileOptions, writeTypes } from '../schema/codegen.ts'
 import { createMigrationFile } from '../schema/migration-files.ts'
 
 /** What a command found, as text for a person and as a value for a program. */
@@ -19,6 +19,11 @@ interface Outcome {
 interface CommonOptions {
   readonly json?: true
   readonly migrations: string
+}
+
+interface CodegenFlags extends ValueTypes {
+  readonly out: string
+  readonly check?: true
 }
 
 const couldNotRun = 2
@@ -129,15 +134,25 @@ Examples:
     .description('Write the TypeScript types of the schema that the migrations make. Needs no server.')
     .option('--out <file>', 'where the types are kept', 'src/generated/schema.ts')
     .option('--check', 'only compare; exit with 1 if they differ')
+    .addOption(readAs('int8', ['string', 'number', 'bigint']))
+    .addOption(readAs('numeric', ['string', 'number']))
+    .addOption(readAs('date', ['Date', 'string']))
     .action(
-      act(async ({ migrations, out, check }: CommonOptions & { out: string; check?: true }) => {
-        const files = { migrationsDirectory: migrations, outFile: out }
+      act(async ({ migrations, out, check, int8, numeric, date }: CommonOptions & CodegenFlags) => {
+        const files = { migrationsDirectory: migrations, outFile: out, types: { int8, numeric, date } }
         return check ? compareTypes(files) : keepTypes(files)
       }),
     )
-    .addHelpText('after', examples('kanta codegen', 'kanta codegen --check'))
+    .addHelpText('after', examples('kanta codegen', 'kanta codegen --check', 'kanta codegen --int8 bigint'))
 
   return program
+}
+
+/** The same as an option of `createDatabase` and its variable. */
+function readAs(type: keyof ValueTypes, choices: readonly string[]): Option {
+  return new Option(`--${type} <type>`, `as what ${type} is read`)
+    .choices(choices)
+    .env(`DATABASE_TYPES_${type.toUpperCase()}`)
 }
 
 function common(command: Command): Command {
@@ -178,14 +193,14 @@ function statusTable(rows: readonly MigrationStatus[]): string {
   return `${lines.join('\n')}\n${count('applied')} applied, ${count('pending')} pending${missing}`
 }
 
-async function compareTypes(files: { migrationsDirectory: string; outFile: string }): Promise<Outcome> {
+async function compareTypes(files: TypesFileOptions): Promise<Outcome> {
   const { upToDate, differences } = await checkTypes(files)
   if (upToDate) return { text: `${files.outFile} is up to date.`, json: { upToDate } }
   const text = `${files.outFile} is not what the migrations say, ${differences}\nRun \`kanta codegen\` and commit the result.`
   return { text, json: { upToDate, differences }, exitCode: 1 }
 }
 
-async function keepTypes(files: { migrationsDirectory: string; outFile: string }): Promise<Outcome> {
+async function keepTypes(files: TypesFileOptions): Promise<Outcome> {
   const { changed } = await writeTypes(files)
   return {
     text: changed ? `${files.outFile} written.` : `${files.outFile} was up to date.`,

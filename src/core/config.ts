@@ -22,15 +22,26 @@ export interface Logger {
 export interface PostgresOptions {
   /**
    * `postgres://user:password@host:5432/database`, or `postgres:///database?host=/run/postgresql` for a socket.
-   * Parameters: `sslmode`, `sslrootcert` (a file), `application_name`, `host`.
+   * Parameters: `sslmode`, `sslrootcert` (a file), `application_name`, `host`, `target_session_attrs`.
+   *
+   * Of several hosts (`postgres://app@one:5432,two:5432/shop`) the one that accepts writes is used, also after another
+   * has taken over; with `target_session_attrs=any` the first that answers.
    * @default `DATABASE_URL` or the file named by `DATABASE_URL_FILE`, then `PGHOST` and its family, then the embedded one
    */
   readonly url?: string | undefined
   /**
-   * The same server without a pooler in between, for migrations.
+   * The same server without a pooler in between, for migrations and for listening to notifications.
    * @default `DATABASE_DIRECT_URL`, else `url`
    */
   readonly directUrl?: string | undefined
+  /**
+   * Servers that follow the one of `url`, for reads that ask for one: a URL each, or one with several hosts, which are as
+   * many replicas. Settings other than the place are those of the primary.
+   * @default `DATABASE_REPLICA_URLS`, separated by spaces; none
+   */
+  readonly replicas?: readonly string[] | undefined
+  /** Which replicas are fit for a read. */
+  readonly replicaReads?: ReplicaReadOptions | undefined
   /**
    * Overrides the password of the URL. A function is called for each new connection, for tokens that expire.
    * @default `DATABASE_PASSWORD`, or the file named by `DATABASE_PASSWORD_FILE`
@@ -51,17 +62,53 @@ export interface PostgresOptions {
   readonly queryTimeoutMs?: number | false | undefined
   /** `statement_timeout` of each connection; 0 is no limit. @default the server's, `DATABASE_STATEMENT_TIMEOUT_MS` */
   readonly statementTimeoutMs?: number | undefined
+  /**
+   * How often the connection that listens for notifications is tried; one that has not answered by the next time is taken for
+   * dead and opened again, so within twice this. `false` leaves it to TCP. @default 10000, `DATABASE_LISTENER_HEARTBEAT_MS`
+   */
+  readonly listenerHeartbeatMs?: number | false | undefined
   readonly pool?: PoolOptions | undefined
-  /** How independent single statements share connections; `false` gives each one of the pool. */
+  /** How independent single statements share connections; `false`, `DATABASE_PIPELINE`, gives each one of the pool. */
   readonly pipeline?: PipelineOptions | false | undefined
-  /** `false` where a pooler does not know them (PgBouncer before 1.21 in transaction mode). */
+  /** `false`, `DATABASE_PREPARED_STATEMENTS`, where a pooler does not know them (PgBouncer before 1.21 in transaction mode). */
   readonly preparedStatements?: PreparedStatementOptions | false | undefined
-  /** `false` repeats nothing but statements whose preparation was lost. */
+  /** `false`, `DATABASE_RETRY`, repeats nothing but statements whose preparation was lost. */
   readonly retry?: RetryOptions | false | undefined
-  /** `false` never refuses a call because others failed. */
+  /** `false`, `DATABASE_BREAKER`, never refuses a call because others failed. */
   readonly breaker?: BreakerOptions | false | undefined
+  /** As what bigint, numeric and date are read. `kanta codegen` takes the same, for the types to be right. */
+  readonly types?: ValueTypes | undefined
   /** Use the embedded PostgreSQL although a URL may be set in the environment. Refused in production. */
   readonly embedded?: EmbeddedOptions | undefined
+}
+
+/** Which replicas are fit for a read. Times are milliseconds. */
+export interface ReplicaReadOptions {
+  /** One that is further behind is not read from. @default 10000, `DATABASE_REPLICA_MAX_LAG_MS` */
+  readonly maxLagMs?: number | undefined
+  /** How often each is asked how far it is; lag is known to this much. @default 1000, `DATABASE_REPLICA_CHECK_INTERVAL_MS` */
+  readonly checkIntervalMs?: number | undefined
+  /** How long a read after a commit waits for a replica to have it, before the primary takes it. @default 500, `DATABASE_REPLICA_WAIT_MS` */
+  readonly waitMs?: number | undefined
+}
+
+/**
+ * As what values of these types are read, alone and in arrays. What is left out is read as `pg` does it, by the parser
+ * that the application has set with `pg.types.setTypeParser`, if it has.
+ */
+export interface ValueTypes {
+  /**
+   * bigint, and so `count(*)`. A `number` that would have to be rounded is refused with `INVALID_DATA`.
+   * @default `string`, `DATABASE_TYPES_INT8`
+   */
+  readonly int8?: 'bigint' | 'number' | 'string' | undefined
+  /** numeric. A `number` is rounded to what a double holds. @default `string`, `DATABASE_TYPES_NUMERIC` */
+  readonly numeric?: 'number' | 'string' | undefined
+  /**
+   * date: as `YYYY-MM-DD`, or as midnight of the process's own time zone, which is another day elsewhere.
+   * @default `Date`, `DATABASE_TYPES_DATE`
+   */
+  readonly date?: 'Date' | 'string' | undefined
 }
 
 /** Shared connections, on which statements do not wait for one another. */
@@ -153,12 +200,20 @@ export interface DatabaseOptions {
   readonly logger?: Logger | undefined
 }
 
-/** A PostgreSQL server as it will be connected to. */
-export interface ServerTarget {
-  readonly kind: 'server'
+/** Where a server listens. */
+export interface ServerAddress {
   /** A host name, an address, or the folder of a Unix socket. */
   readonly host: string
   readonly port: number
+}
+
+/** A PostgreSQL server as it will be connected to. */
+export interface ServerTarget {
+  readonly kind: 'server'
+  /** At least one. */
+  readonly hosts: readonly ServerAddress[]
+  /** Whether only one that accepts writes will do. */
+  readonly mustBeWritable: boolean
   readonly user: string
   readonly password: Secret<string | (() => string | Promise<string>)> | undefined
   readonly database: string
@@ -167,12 +222,14 @@ export interface ServerTarget {
   readonly applicationName: string
   readonly connectTimeoutMs: number
   readonly statementTimeoutMs: number | undefined
+  readonly types?: ValueTypes | undefined
 }
 
 /** The embedded PostgreSQL. */
 export interface EmbeddedTarget {
   readonly kind: 'embedded'
   readonly dataDir: string
+  readonly types?: ValueTypes | undefined
 }
 
 /** Which PostgreSQL is used. */
@@ -192,8 +249,11 @@ export interface ResolvedConfig {
   readonly postgres: PostgresTarget
   /** The same database without a pooler in between. */
   readonly directPostgres: PostgresTarget
+  readonly replicas: readonly ServerTarget[]
+  readonly replicaReads: Complete<ReplicaReadOptions>
   readonly pool: Complete<PoolOptions>
   readonly queryTimeoutMs: number | false
+  readonly listenerHeartbeatMs: number | false
   /** `false` on the embedded PostgreSQL, which is one connection. */
   readonly pipeline: Complete<PipelineOptions> | false
   readonly preparedStatements: { readonly threshold: number | false; readonly max: number }
@@ -230,12 +290,22 @@ export class Secret<T> {
 const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_URL: 'postgres.url',
   DATABASE_DIRECT_URL: 'postgres.directUrl',
+  DATABASE_REPLICA_URLS: 'postgres.replicas',
+  DATABASE_REPLICA_MAX_LAG_MS: 'postgres.replicaReads.maxLagMs',
+  DATABASE_REPLICA_CHECK_INTERVAL_MS: 'postgres.replicaReads.checkIntervalMs',
+  DATABASE_REPLICA_WAIT_MS: 'postgres.replicaReads.waitMs',
   DATABASE_PASSWORD: 'postgres.password',
   DATABASE_SSL_MODE: 'postgres.ssl',
   DATABASE_APPLICATION_NAME: 'postgres.applicationName',
   DATABASE_CONNECT_TIMEOUT_MS: 'postgres.connectTimeoutMs',
   DATABASE_QUERY_TIMEOUT_MS: 'postgres.queryTimeoutMs',
   DATABASE_STATEMENT_TIMEOUT_MS: 'postgres.statementTimeoutMs',
+  // Switches stand before what they switch: off is off, whatever else is set.
+  DATABASE_PIPELINE: 'postgres.pipeline',
+  DATABASE_PREPARED_STATEMENTS: 'postgres.preparedStatements',
+  DATABASE_RETRY: 'postgres.retry',
+  DATABASE_BREAKER: 'postgres.breaker',
+  DATABASE_LISTENER_HEARTBEAT_MS: 'postgres.listenerHeartbeatMs',
   DATABASE_PIPELINE_CONNECTIONS: 'postgres.pipeline.connections',
   DATABASE_PIPELINE_DEPTH: 'postgres.pipeline.depth',
   DATABASE_PREPARE_THRESHOLD: 'postgres.preparedStatements.threshold',
@@ -249,14 +319,26 @@ const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_POOL_IDLE_TIMEOUT_MS: 'postgres.pool.idleTimeoutMs',
   DATABASE_POOL_MAX_LIFETIME_MS: 'postgres.pool.maxLifetimeMs',
   DATABASE_POOL_DRAIN_TIMEOUT_MS: 'postgres.pool.drainTimeoutMs',
+  DATABASE_TYPES_INT8: 'postgres.types.int8',
+  DATABASE_TYPES_NUMERIC: 'postgres.types.numeric',
+  DATABASE_TYPES_DATE: 'postgres.types.date',
   DATABASE_EMBEDDED_DATA_DIR: 'postgres.embedded.dataDir',
   REDIS_URL: 'redis.url',
   REDIS_COMMAND_TIMEOUT_MS: 'redis.commandTimeoutMs',
 }
 
+/** What is an object or `false`; from the environment it can only be switched off, or left on by `true`. */
+const switchPaths: ReadonlySet<string> = new Set([
+  'postgres.pipeline',
+  'postgres.preparedStatements',
+  'postgres.retry',
+  'postgres.breaker',
+])
+
 const secretPaths: ReadonlySet<string> = new Set([
   'postgres.url',
   'postgres.directUrl',
+  'postgres.replicas',
   'postgres.password',
   'redis.url',
 ])
@@ -265,6 +347,7 @@ const secretPaths: ReadonlySet<string> = new Set([
 const placePaths: ReadonlySet<string> = new Set([
   'postgres.url',
   'postgres.directUrl',
+  'postgres.replicas',
   'postgres.password',
   'postgres.embedded.dataDir',
 ])
@@ -286,6 +369,13 @@ const sslModeExpected = `one of ${sslModes.join(', ')}`
 const postgresShape = {
   url: text('a postgres:// URL'),
   directUrl: text('a postgres:// URL'),
+  replicas: z.array(z.string('a postgres:// URL').min(1, 'a postgres:// URL'), 'a list of postgres:// URLs').optional(),
+  replicaReads: z
+    .strictObject(
+      { maxLagMs: milliseconds(0), checkIntervalMs: milliseconds(10), waitMs: milliseconds(0) },
+      'an object',
+    )
+    .optional(),
   password: z
     .custom<string | (() => string | Promise<string>)>(
       (value) => typeof value === 'string' || typeof value === 'function',
@@ -298,6 +388,7 @@ const postgresShape = {
   connectTimeoutMs: milliseconds(1),
   queryTimeoutMs: orOff(milliseconds(1)),
   statementTimeoutMs: milliseconds(0),
+  listenerHeartbeatMs: orOff(milliseconds(1)),
   pipeline: orOff(
     z.strictObject(
       { connections: wholeNumber(1, 64, 'a whole number'), depth: wholeNumber(1, 10_000, 'a whole number') },
@@ -346,6 +437,16 @@ const postgresShape = {
       'an object',
     )
     .optional(),
+  types: z
+    .strictObject(
+      {
+        int8: z.enum(['bigint', 'number', 'string'], 'bigint, number or string').optional(),
+        numeric: z.enum(['number', 'string'], 'number or string').optional(),
+        date: z.enum(['Date', 'string'], 'Date or string').optional(),
+      },
+      'an object',
+    )
+    .optional(),
   embedded: z.strictObject({ dataDir: text('a folder, or memory') }, 'an object').optional(),
 }
 
@@ -371,9 +472,18 @@ const optionsSchema = z.strictObject(
 
 /** Names for the message about one that does not exist. */
 function optionNames(path: string): readonly string[] {
+  return Object.keys(objectIn(schemaAt(path))?.shape ?? {})
+}
+
+function schemaAt(path: string): z.core.$ZodType | undefined {
   const keys = path === '' ? [] : path.split('.')
-  const schema = keys.reduce<z.core.$ZodType | undefined>((outer, key) => objectIn(outer)?.shape[key], optionsSchema)
-  return Object.keys(objectIn(schema)?.shape ?? {})
+  return keys.reduce<z.core.$ZodType | undefined>((outer, key) => objectIn(outer)?.shape[key], optionsSchema)
+}
+
+/** Whether `false` is a value of the option. */
+function takesFalse(path: string): boolean {
+  const schema = schemaAt(path)
+  return schema !== undefined && z.safeParse(schema, false).success
 }
 
 /** The object behind "optional" and "or false". */
@@ -402,6 +512,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
   const postgres = valid.postgres ?? {}
   const target = resolveTarget(postgres, { environment, env, input, problems })
   const direct = resolveDirectTarget(postgres, target, { environment, env, input, problems })
+  const replicas = resolveReplicas(postgres, target, { environment, env, input, problems })
   const redis = resolveRedis(valid.redis, input, problems)
   if (!parsed.success || !target || !direct || problems.length > 0) throw new ConfigError(problems)
 
@@ -409,7 +520,14 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     environment,
     postgres: target,
     directPostgres: direct,
+    replicas,
+    replicaReads: {
+      maxLagMs: postgres.replicaReads?.maxLagMs ?? 10_000,
+      checkIntervalMs: postgres.replicaReads?.checkIntervalMs ?? 1_000,
+      waitMs: postgres.replicaReads?.waitMs ?? 500,
+    },
     pool: resolvePool(postgres.pool, environment, target.kind),
+    listenerHeartbeatMs: postgres.listenerHeartbeatMs ?? 10_000,
     ...resolveEngine(postgres, target.kind),
     redis,
     logger: valid.logger ?? stderrLogger,
@@ -441,10 +559,24 @@ function readInput(options: DatabaseOptions, env: NodeJS.ProcessEnv, problems: C
     if (redisIsOff && path.startsWith('redis.')) continue
     const value = secretPaths.has(path) ? readSecret(name, env, problems) : env[name]
     if (value === undefined || value === '') continue
-    const typed = /^-?\d+$/.test(value) && !secretPaths.has(path) ? Number(value) : value
-    if (assignAbsent(values, path.split('.'), typed)) origins.set(path, name)
+    if (switchPaths.has(path) && value !== 'false') {
+      if (value !== 'true') problems.push(notASwitch(name, value))
+      continue
+    }
+    if (assignAbsent(values, path.split('.'), typedValue(path, value))) origins.set(path, name)
   }
   return { values, keyOf }
+}
+
+function typedValue(path: string, value: string): unknown {
+  if (path === 'postgres.replicas') return value.trim().split(/\s+/)
+  if (secretPaths.has(path)) return value
+  if (value === 'false' && takesFalse(path)) return false
+  return /^-?\d+$/.test(value) ? Number(value) : value
+}
+
+function notASwitch(name: string, value: string): ConfigProblem {
+  return { key: name, expected: 'true or false', received: describeValue(value), remedy: `Correct or unset ${name}.` }
 }
 
 function readSecret(name: string, env: NodeJS.ProcessEnv, problems: ConfigProblem[]): string | undefined {
@@ -490,7 +622,7 @@ function describeIssue(issue: z.core.$ZodIssue, input: Input): ConfigProblem[] {
   }
   const path = issue.path.join('.')
   if (issue.code === 'unrecognized_keys') return issue.keys.map((key) => unknownOption(path, key))
-  const received = secretPaths.has(path)
+  const received = secretPaths.has(path.replace(/\.\d+$/, ''))
     ? 'a value that is not shown'
     : describeValue(valueAt(input.values, issue.path))
   return [{ key: input.keyOf(path) || 'options', expected: issue.message, received, remedy: remedyFor(path, input) }]
@@ -560,6 +692,7 @@ function resolveTarget(options: ParsedPostgres, context: TargetContext): Postgre
   return {
     kind: 'embedded',
     dataDir: options.embedded?.dataDir ?? (environment === 'test' ? 'memory' : '.kanta/postgres'),
+    ...(options.types && { types: options.types }),
   }
 }
 
@@ -572,7 +705,34 @@ function resolveDirectTarget(
   return resolveUrl('postgres.directUrl', options.directUrl, options, context)
 }
 
-const urlParameters = ['sslmode', 'sslrootcert', 'application_name', 'host']
+/** Each host is a replica of its own, whatever its role is now: roles change. */
+function resolveReplicas(
+  options: ParsedPostgres,
+  target: PostgresTarget | undefined,
+  context: TargetContext,
+): readonly ServerTarget[] {
+  const { replicas = [] } = options
+  if (replicas.length > 0 && target?.kind === 'embedded') {
+    context.problems.push({
+      key: context.input.keyOf('postgres.replicas'),
+      expected: 'no replicas beside the embedded PostgreSQL',
+      received: `${replicas.length}`,
+      remedy: 'Set the URL of the primary as well, or remove the replicas.',
+    })
+    return []
+  }
+  return replicas.flatMap((url) => {
+    const replica = resolveUrl('postgres.replicas', url, options, context)
+    return (replica?.hosts ?? []).map((host) => ({
+      ...(replica as ServerTarget),
+      hosts: [host],
+      mustBeWritable: false,
+    }))
+  })
+}
+
+const urlParameters = ['sslmode', 'sslrootcert', 'application_name', 'host', 'target_session_attrs']
+const sessionAttributes = ['any', 'read-write']
 
 function resolveUrl(
   path: string,
@@ -585,8 +745,9 @@ function resolveUrl(
   const wrong = (expected: string, received: string, remedy: string): void => {
     problems.push({ key: input.keyOf(path), expected, received, remedy })
   }
+  const { first, others } = splitHosts(value)
   // libpq allows no host between @ and /, WHATWG does not.
-  const url = URL.parse(value.replace(/^(postgres(?:ql)?:\/\/[^/?#]*@)(?=\/)/, '$1-'))
+  const url = URL.parse(first.replace(/^(postgres(?:ql)?:\/\/[^/?#]*@)(?=\/)/, '$1-'))
   if (!url || !/^postgres(ql)?:$/.test(url.protocol)) {
     const received = url && !url.password && !url.username ? `a ${url.protocol}// URL` : 'a value that is not shown'
     wrong(
@@ -606,13 +767,24 @@ function resolveUrl(
     }
   }
   const database = decode(url.pathname.slice(1))
-  const host = url.searchParams.get('host') ?? decode(url.hostname).replace(/^\[(.*)\]$|^-$/, '$1')
+  const host = url.searchParams.get('host') ?? hostOf(url)
+  const further = others.map((authority) => URL.parse(`postgres://${authority}/`))
+  if (further.some((other) => other === null || other.hostname === '' || other.username !== '')) {
+    wrong('hosts as one:5432,two:5432', 'a list in which one is none', 'Separate hosts by commas, each with its port.')
+  }
+  const attributes = url.searchParams.get('target_session_attrs')
+  if (attributes !== null && !sessionAttributes.includes(attributes)) {
+    wrong(`target_session_attrs as ${sessionAttributes.join(' or ')}`, describeValue(attributes), 'Correct it.')
+  }
   if (!host) wrong('a host', 'none', 'Write postgres://host/database, or ?host=/folder for a socket.')
   if (!database) wrong('a database', 'none', 'Write its name after the host: postgres://host/database.')
   const ca = url.searchParams.get('sslrootcert')
+  const hosts = [{ host, port: portOf(url) }].concat(
+    further.filter((other) => other !== null).map((other) => ({ host: hostOf(other), port: portOf(other) })),
+  )
   const target = completeTarget(options, context, {
-    host,
-    port: url.port === '' ? 5432 : Number(url.port),
+    hosts,
+    mustBeWritable: hosts.length > 1 && attributes !== 'any',
     user: decode(url.username) || systemUser(context.env),
     password: url.password === '' ? undefined : decode(url.password),
     database,
@@ -622,6 +794,23 @@ function resolveUrl(
     applicationName: url.searchParams.get('application_name'),
   })
   return problems.length > before ? undefined : target
+}
+
+/** libpq's list of hosts, which is no URL: one with the first, and the rest. */
+function splitHosts(value: string): { readonly first: string; readonly others: readonly string[] } {
+  const parts = /^(postgres(?:ql)?:\/\/(?:[^/?#]*@)?)([^/?#]*,[^/?#]*)(.*)$/s.exec(value)
+  if (parts === null) return { first: value, others: [] }
+  const [, scheme = '', list = '', rest = ''] = parts
+  const [host = '', ...others] = list.split(',')
+  return { first: `${scheme}${host}${rest}`, others }
+}
+
+function hostOf(url: URL): string {
+  return decode(url.hostname).replace(/^\[(.*)\]$|^-$/, '$1')
+}
+
+function portOf(url: URL): number {
+  return url.port === '' ? 5432 : Number(url.port)
 }
 
 /** The variables that psql and its kin read. */
@@ -635,8 +824,8 @@ function resolveLibpq(options: ParsedPostgres, context: TargetContext): ServerTa
   }
   const user = env['PGUSER'] || systemUser(env)
   const target = completeTarget(options, context, {
-    host: env['PGHOST'] ?? 'localhost',
-    port,
+    hosts: [{ host: env['PGHOST'] ?? 'localhost', port }],
+    mustBeWritable: false,
     user,
     password: env['PGPASSWORD'],
     database: env['PGDATABASE'] || user,
@@ -649,8 +838,8 @@ function resolveLibpq(options: ParsedPostgres, context: TargetContext): ServerTa
 }
 
 interface Place {
-  readonly host: string
-  readonly port: number
+  readonly hosts: readonly ServerAddress[]
+  readonly mustBeWritable: boolean
   readonly user: string
   readonly password: string | undefined
   readonly database: string
@@ -662,7 +851,7 @@ interface Place {
 
 function completeTarget(options: ParsedPostgres, context: TargetContext, place: Place): ServerTarget {
   const { environment, env, input, problems } = context
-  const mode = preferred('postgres.ssl', options.ssl, place.sslMode, input) ?? defaultSslMode(place.host, environment)
+  const mode = preferred('postgres.ssl', options.ssl, place.sslMode, input) ?? defaultSslMode(place.hosts, environment)
   const isKnown = (sslModes as readonly string[]).includes(mode)
   if (!isKnown) {
     problems.push({
@@ -678,8 +867,8 @@ function completeTarget(options: ParsedPostgres, context: TargetContext, place: 
   const password = options.password ?? place.password
   return {
     kind: 'server',
-    host: place.host,
-    port: place.port,
+    hosts: place.hosts,
+    mustBeWritable: place.mustBeWritable,
     user: place.user,
     password: password === undefined ? undefined : new Secret(password),
     database: place.database,
@@ -689,6 +878,7 @@ function completeTarget(options: ParsedPostgres, context: TargetContext, place: 
       preferred('postgres.applicationName', options.applicationName, place.applicationName, input) ?? 'kanta',
     connectTimeoutMs: options.connectTimeoutMs ?? 5_000,
     statementTimeoutMs: options.statementTimeoutMs,
+    ...(options.types && { types: options.types }),
   }
 }
 
@@ -723,8 +913,8 @@ function readCertificate(file: string, problems: ConfigProblem[]): string | unde
   }
 }
 
-function defaultSslMode(host: string, environment: Environment): SslMode {
-  const isLocal = host.startsWith('/') || /^(localhost|127\..*|::1)$/.test(host)
+function defaultSslMode(hosts: readonly ServerAddress[], environment: Environment): SslMode {
+  const isLocal = hosts.every(({ host }) => host.startsWith('/') || /^(localhost|127\..*|::1)$/.test(host))
   return environment === 'production' && !isLocal ? 'verify-full' : 'disable'
 }
 
@@ -802,9 +992,14 @@ export function describeTarget(target: PostgresTarget): string {
   if (target.kind === 'embedded') {
     return target.dataDir === 'memory' ? 'embedded PostgreSQL in memory' : `embedded PostgreSQL in ${target.dataDir}`
   }
-  const { host, port, user, database } = target
-  if (host.startsWith('/')) return `postgres://${user}@/${database}?host=${host}&port=${port}`
-  return `postgres://${user}@${host.includes(':') ? `[${host}]` : host}:${port}/${database}`
+  const { hosts, user, database } = target
+  const [first] = hosts
+  if (first?.host.startsWith('/')) return `postgres://${user}@/${database}?host=${first.host}&port=${first.port}`
+  return `postgres://${user}@${hosts.map(describeAddress).join(',')}/${database}`
+}
+
+function describeAddress({ host, port }: ServerAddress): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
 const stderrLogger: Logger = {
@@ -875,6 +1070,7 @@ function systemUser(env: NodeJS.ProcessEnv): string {
 }
 
 function deepFreeze<T extends object>(value: T): T {
-  for (const [key, inner] of Object.entries(value)) if (isRecord(inner) && key !== 'logger') deepFreeze(inner)
+  for (const [key, inner] of Object.entries(value))
+    if ((isRecord(inner) || Array.isArray(inner)) && key !== 'logger') deepFreeze(inner)
   return Object.freeze(value)
 }

@@ -27,6 +27,7 @@ export function limitsFrom(budgetMs: number | false | undefined, signal?: AbortS
 /** The earlier of two limits. */
 export function tighter(one: Limits, other: Limits): Limits {
   const first = one.deadline <= other.deadline ? one : other
+  if (one.signal === other.signal) return first
   const signals = [one.signal, other.signal].filter((signal) => signal !== undefined)
   return { ...first, signal: signals.length > 1 ? AbortSignal.any(signals) : signals[0] }
 }

@@ -53,7 +53,7 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
 
   CONNECTION_FAILED: entry(
     'transient replay whole',
-    'No connection could be opened; nothing was sent.',
+    'No connection could be opened, or it had ended before; nothing was sent.',
     'Check that the server runs and that host and port are right.',
   ),
   CONNECTION_LOST: entry(
@@ -133,7 +133,7 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
   STATEMENT_TIMEOUT: entry(
     '',
     'The server stopped the statement at statement_timeout; it did not take effect.',
-    'Make the query faster or the timeout longer.',
+    'Make the query faster, or raise statementTimeoutMs or the statement_timeout of the role or database.',
   ),
   QUERY_CANCELED: entry(
     '',
@@ -143,12 +143,12 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
   LOCK_TIMEOUT: entry(
     'transient replay whole',
     'A lock was not granted in time.',
-    'See who holds it (pg_blocking_pids), and retry.',
+    'See who holds it (pg_blocking_pids), and retry, or raise lock_timeout.',
   ),
   IDLE_IN_TRANSACTION_TIMEOUT: entry(
     '',
     'The server ended a transaction that sat idle.',
-    'Do slow work outside the transaction.',
+    'Do slow work outside the transaction, or raise idle_in_transaction_session_timeout.',
   ),
   TRANSACTION_TIMEOUT: entry(
     '',
@@ -226,7 +226,11 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'The disk of the server is full.',
     'Free space on the server; reads go on.',
   ),
-  OUT_OF_MEMORY: entry('transient replay whole', 'The server ran out of memory.', 'Lower work_mem or the load.'),
+  OUT_OF_MEMORY: entry(
+    'transient replay whole',
+    'The server ran out of memory.',
+    'Lower work_mem or the load; if it was shared memory, take fewer locks or raise max_locks_per_transaction.',
+  ),
   CONFIGURATION_LIMIT: entry(
     'transient replay whole',
     'A limit in the configuration of the server was reached.',
@@ -249,6 +253,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'A call was given something it cannot work with.',
     'Correct the call as the message says.',
   ),
+  NOTIFICATION_TOO_LARGE: entry(
+    '',
+    'The payload of a notification is longer than PostgreSQL takes; nothing was sent.',
+    'Store what it tells in a row, and send the key of the row.',
+  ),
+  NOTIFICATIONS_UNAVAILABLE: entry(
+    '',
+    'Notifications do not arrive, as behind a pooler in transaction mode.',
+    'Set postgres.directUrl (DATABASE_DIRECT_URL) to the server itself.',
+  ),
   MIGRATION_INVALID: entry(
     '',
     'A migration file or folder is not as it must be.',
@@ -263,6 +277,11 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'transient replay whole',
     'Another process is migrating.',
     'Wait for it, or look for the session that the message names.',
+  ),
+  BULK_SOURCE_FAILED: entry(
+    '',
+    'What gave the rows to write failed before its end.',
+    'Look at its own error, in `cause`; the message says what is written.',
   ),
   CODEGEN_FAILED: entry('', 'Types could not be generated.', 'Follow the message.'),
   REDIS_UNAVAILABLE: entry(
@@ -325,9 +344,12 @@ export type ErrorCode =
   | 'INTERNAL_ERROR'
   | 'NOT_FOUND'
   | 'INVALID_ARGUMENT'
+  | 'NOTIFICATION_TOO_LARGE'
+  | 'NOTIFICATIONS_UNAVAILABLE'
   | 'MIGRATION_INVALID'
   | 'MIGRATION_FAILED'
   | 'MIGRATION_LOCKED'
+  | 'BULK_SOURCE_FAILED'
   | 'CODEGEN_FAILED'
   | 'REDIS_UNAVAILABLE'
 
@@ -343,6 +365,8 @@ export interface DatabaseErrorInit {
   readonly table?: string | undefined
   readonly column?: string | undefined
   readonly constraint?: string | undefined
+  /** Of many rows, how many are written for good. */
+  readonly rowsWritten?: number | undefined
 }
 
 const brand = Symbol.for('kanta.DatabaseError')
@@ -377,6 +401,8 @@ export class DatabaseError extends Error {
   readonly table: string | undefined
   readonly column: string | undefined
   readonly constraint: string | undefined
+  /** Of the rows of `insertMany` and its kin with `atomic: false`, how many are written for good. */
+  rowsWritten: number | undefined
 
   constructor(code: ErrorCode, message: string, init: DatabaseErrorInit = {}) {
     super(message, 'cause' in init ? { cause: init.cause } : undefined)
@@ -390,6 +416,7 @@ export class DatabaseError extends Error {
     this.table = init.table
     this.column = init.column
     this.constraint = init.constraint
+    this.rowsWritten = init.rowsWritten
     Object.defineProperty(this, brand, { value: true })
   }
 

@@ -14,33 +14,41 @@ export interface EventSource<Payloads> {
  * comparison: emitters ask {@link hears} before they build a payload.
  */
 export class Emitter<Payloads extends object> implements EventSource<Payloads> {
-  readonly #listeners = new Map<keyof Payloads, Set<Listener<never>>>()
+  /** A list is exchanged, never changed: an event goes to those who were there when it happened. */
+  readonly #registrations = new Map<keyof Payloads, readonly Registration[]>()
   readonly #channels = new Map<keyof Payloads, Channel>()
 
   constructor(names: readonly (keyof Payloads & string)[]) {
     for (const name of names) {
-      this.#listeners.set(name, new Set())
+      this.#registrations.set(name, [])
       this.#channels.set(name, channel(`kanta:${name}`))
     }
   }
 
   on<Name extends keyof Payloads>(name: Name, listener: Listener<Payloads[Name]>): () => void {
-    const listeners = this.#listeners.get(name)
     // One that is registered twice is heard twice, and each registration ends by itself.
-    const own: Listener<Payloads[Name]> = (payload) => listener(payload)
-    listeners?.add(own)
-    return () => void listeners?.delete(own)
+    const own: Registration = { listener, isOver: false }
+    this.#registrations.set(name, [...this.#of(name), own])
+    return () => {
+      own.isOver = true
+      this.#registrations.set(
+        name,
+        this.#of(name).filter((other) => other !== own),
+      )
+    }
   }
 
   /** Whether anyone would learn of it. */
   hears(name: keyof Payloads): boolean {
-    return this.#listeners.get(name)?.size !== 0 || this.#channels.get(name)?.hasSubscribers === true
+    return this.#of(name).length > 0 || this.#channels.get(name)?.hasSubscribers === true
   }
 
   emit<Name extends keyof Payloads>(name: Name, payload: Payloads[Name]): void {
-    for (const listener of this.#listeners.get(name) ?? []) {
+    for (const registration of this.#of(name)) {
+      // Ended by one that was called before it.
+      if (registration.isOver) continue
       try {
-        ;(listener as Listener<Payloads[Name]>)(payload)
+        ;(registration.listener as Listener<Payloads[Name]>)(payload)
       } catch (error) {
         // A listener's mistake is shown, but never becomes the failure of a query.
         process.emitWarning(
@@ -51,4 +59,15 @@ export class Emitter<Payloads extends object> implements EventSource<Payloads> {
     const published = this.#channels.get(name)
     if (published?.hasSubscribers) published.publish(payload)
   }
+
+  #of(name: keyof Payloads): readonly Registration[] {
+    return this.#registrations.get(name) ?? none
+  }
 }
+
+interface Registration {
+  readonly listener: Listener<never>
+  isOver: boolean
+}
+
+const none: readonly Registration[] = []

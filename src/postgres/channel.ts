@@ -1,6 +1,11 @@
-import { type Client, cutClient, endClient } from './connection.ts'
+import { type Client, type ConnectionSource, cutClient, endClient, parameterOf } from './connection.ts'
 import { type PreparationPolicy, PreparedStatements } from './prepared-statements.ts'
+import { noteFarewell, noteStop } from './sqlstate.ts'
+import { takeRowsBy } from './row-reader.ts'
 import type { Statement } from './statement.ts'
+
+// What was asked to stop says so within milliseconds, or on a busy machine a little later.
+const cancelHeardMs = 1_000
 
 /** One open connection as the engine uses it: what it has prepared, what is in flight, and whether it can still be used. */
 export class Channel {
@@ -11,20 +16,29 @@ export class Channel {
   readonly #onIdle: (() => void)[] = []
   #isOpen = true
   #lastAnswer = 0
+  #cancelAskedAt = Number.NEGATIVE_INFINITY
+  /** Why the server ended the connection, where it said so. */
+  #farewell: Farewell | undefined
 
   constructor(client: Client, policy: PreparationPolicy, onEnd: () => void, isPipelined = false) {
     this.client = client
-    this.#prepared = new PreparedStatements(policy)
+    this.#prepared = new PreparedStatements(policy, client)
     this.#isPipelined = isPipelined
     // Elsewhere `pg` would keep the queue, but it warns of that and will stop doing it.
     if (!isPipelined) client.on('drain', () => this.#sendNext())
-    const ended = (): void => {
+    const ended = (error?: unknown): void => {
       this.#isOpen = false
+      if (isReport(error)) this.#farewell = error
       this.#failUnsent()
       onEnd()
     }
     client.on('error', ended)
-    client.on('end', ended)
+    client.on('end', () => ended())
+    // Of a crash and of an immediate shutdown PostgreSQL 14 and later only warn, and then hang up.
+    client.on('notice', (notice) => {
+      if (notice.code === '57P01' || notice.code === '57P02') this.#farewell = notice as Farewell
+    })
+    takeRowsBy(client, () => this.#inFlight[0]?.rowTaker)
     // `pg` tells a query of this only by name, and one statement may parse several.
     const { connection } = client as unknown as { readonly connection: NodeJS.EventEmitter }
     connection.on('parseComplete', () => this.#inFlight[0]?.handleParseComplete())
@@ -53,6 +67,12 @@ export class Channel {
     else if (this.#isPipelined || (this.#inFlight.length === 1 && this.#isReady)) this.client.query(statement as never)
   }
 
+  /** Asks the server to stop what runs here, as {@link ConnectionSource.cancel} does, and remembers that it was asked. */
+  cancel(source: ConnectionSource): Promise<void> {
+    this.#cancelAskedAt = performance.now()
+    return source.cancel(this.client)
+  }
+
   /** Resolves when nothing is in flight. */
   whenIdle(): Promise<void> {
     if (this.#inFlight.length === 0) return Promise.resolve()
@@ -73,9 +93,16 @@ export class Channel {
       cutClient(this.client)
     }
     const now = performance.now()
-    const { text } = statement
     const tookMs = now - Math.max(statement.sentAt, this.#lastAnswer)
-    text.meanMs = text.meanMs === 0 ? tookMs : text.meanMs + (tookMs - text.meanMs) / 8
+    if (error !== undefined) {
+      const limitMs = Number(parameterOf(this.client, 'statement_timeout')) || undefined
+      noteStop(error, { isAsked: now - this.#cancelAskedAt < cancelHeardMs, tookMs, limitMs })
+      if (this.#farewell !== undefined) noteFarewell(error, this.#farewell)
+    }
+    if (statement.isTimed) {
+      const { text } = statement
+      text.meanMs = text.meanMs === 0 ? tookMs : text.meanMs + (tookMs - text.meanMs) / 8
+    }
     this.#lastAnswer = now
     this.#remove(statement)
   }
@@ -83,10 +110,19 @@ export class Channel {
   /** `pg` fails what it was given; what still waited for its turn here was never sent. */
   #failUnsent(): void {
     for (const statement of this.#inFlight.filter((waiting) => !waiting.isSubmitted)) {
-      statement.handleError(
-        Object.assign(new Error('the connection was closed before the statement was sent'), { code: 'ECONNREFUSED' }),
-      )
+      statement.handleError(this.#reasonOfUnsent())
     }
+  }
+
+  #reasonOfUnsent(): unknown {
+    const farewell = this.#farewell
+    // The server ended the transaction to which the statement belongs for its own fault.
+    if (farewell?.code === '25P03' || farewell?.code === '25P04') return farewell
+    const said = farewell === undefined ? '' : ` (${farewell.message})`
+    return Object.assign(new Error(`the connection was closed before the statement was sent${said}`), {
+      code: 'ECONNREFUSED',
+      cause: farewell,
+    })
   }
 
   /** Whether the server has answered the last statement to its end. */
@@ -117,4 +153,14 @@ export class Channel {
     if (this.#inFlight.length > 0 || this.#onIdle.length === 0) return
     for (const resolve of this.#onIdle.splice(0)) resolve()
   }
+}
+
+/** What the server says last, as an error or as a warning. */
+interface Farewell {
+  readonly code: string
+  readonly message: string
+}
+
+function isReport(error: unknown): error is Farewell {
+  return error instanceof Error && 'severity' in error && typeof (error as { code?: unknown }).code === 'string'
 }

@@ -28,18 +28,28 @@ export interface ConnectionSource {
    * sent afterwards is not hit by it, or after a second without an answer. Never rejects.
    */
   cancel(client: Client): Promise<void>
+  /** Where all share one session, as in the embedded PostgreSQL: how that session's notifications are heard. */
+  readonly shared?: SharedNotifications
   /** Frees what the source itself holds; connections handed out are not closed by it. */
   close(): Promise<void>
 }
 
-/** What the server has reported of itself on this connection, such as `in_hot_standby`. */
+/** The notifications of a session that belongs to all. */
+export interface SharedNotifications {
+  /** Quoted names, to which each new session listens from its beginning. */
+  readonly channels: Set<string>
+  /** Calls with every notification from now on, and returns a function that stops it. */
+  subscribe(onNotification: (channel: string, payload: string) => void): () => void
+}
+
+/** What the server has reported of itself on this connection, such as `in_hot_standby`, or was told when it was opened. */
 export function parameterOf(client: Client, name: string): string | undefined {
   return parameters.get(client)?.get(name)
 }
 
-/** Begins to note what the server reports; before the client connects. */
-export function noteParameters(client: Client): void {
-  const noted = new Map<string, string>()
+/** Begins to note what the server reports, beside what it was `told`; before the client connects. */
+export function noteParameters(client: Client, told: Readonly<Record<string, string>> = {}): void {
+  const noted = new Map(Object.entries(told))
   parameters.set(client, noted)
   const { connection } = client as unknown as { connection?: NodeJS.EventEmitter }
   connection?.on('parameterStatus', (message: { parameterName: string; parameterValue: string }) => {
@@ -66,4 +76,10 @@ export function cutClient(client: Client): void {
   // `pg` keeps the socket in a field that its types do not show.
   const { connection } = client as unknown as { connection?: { stream?: { destroy(): void } } }
   connection?.stream?.destroy()
+}
+
+/** Bytes that have come on this connection; 0 where there is no socket. */
+export function bytesReadBy(client: Client): number {
+  const { connection } = client as unknown as { connection?: { stream?: { bytesRead?: number } } }
+  return connection?.stream?.bytesRead ?? 0
 }

@@ -3,12 +3,13 @@ import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync,
 import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { Client } from 'pg'
+import { Client, type CustomTypesConfig } from 'pg'
 import type { PGlite } from '@electric-sql/pglite'
 import { describeTarget, type EmbeddedTarget, type Logger } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { ConnectionError } from '../core/errors.ts'
 import type { ConnectionSource } from './connection.ts'
+import { parsersFor } from './value-parsers.ts'
 
 /** How long a second `connect` waits for the only session to become free. */
 const sessionWaitMs = 5_000
@@ -32,6 +33,7 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
   logger.info(`using the ${description} (development only; set DATABASE_URL for a server)`)
 
   let sessionFree: Promise<void> = Promise.resolve()
+  const channels = new Set<string>()
   return {
     description,
     maxConnections: 1,
@@ -41,8 +43,8 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
       sessionFree = before.then(() => turn.promise)
       try {
         await settleWithin(before, sessionWaitMs, () => sessionInUse(description))
-        await resetSession(pglite)
-        return await openClient(createPgConfig(pglite), turn.resolve)
+        await resetSession(pglite, channels)
+        return await openClient(createPgConfig(pglite), parsersFor(target.types), turn.resolve)
       } catch (error) {
         turn.resolve()
         throw error instanceof ConnectionError ? error : unavailable(`The ${description} does not answer`, error)
@@ -50,6 +52,7 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
     },
     // It computes on the only thread, so whoever could ask for a stop has to wait until the statement is through.
     cancel: () => Promise.resolve(),
+    shared: { channels, subscribe: (onNotification) => pglite.onNotification(onNotification) },
     async close() {
       if (!pglite.closed) await pglite.close()
       folder?.unlock()
@@ -59,8 +62,12 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
 
 type PgConfig = ReturnType<(typeof import('@electric-sql/pglite/node-postgres'))['createPgConfig']>
 
-async function openClient(config: PgConfig, onEnd: () => void): Promise<Client> {
-  const client = new Client(config)
+async function openClient(
+  config: PgConfig,
+  parsers: CustomTypesConfig | undefined,
+  onEnd: () => void,
+): Promise<Client> {
+  const client = new Client(Object.assign(config, parsers && { types: parsers }))
   client.on('error', () => undefined)
   await client.connect()
   const { connection } = config
@@ -74,9 +81,10 @@ async function openClient(config: PgConfig, onEnd: () => void): Promise<Client> 
 }
 
 /** What the last client left, an open transaction or a setting, must not reach the next. */
-async function resetSession(pglite: PGlite): Promise<void> {
+async function resetSession(pglite: PGlite, channels: Iterable<string>): Promise<void> {
   await pglite.exec('rollback')
   await pglite.exec('discard all')
+  for (const channel of channels) await pglite.exec(`listen ${channel}`)
 }
 
 async function loadPGlite() {
@@ -183,7 +191,7 @@ function lockFolder(dataDir: string): LockedFolder {
       },
     }
   } catch (error) {
-    throw error instanceof ConnectionError ? error : unavailable(`The folder ${dataDir} cannot be used`, error)
+    throw error instanceof ConnectionError ? error : unusable(dataDir, error)
   }
 }
 
@@ -258,6 +266,14 @@ function sessionInUse(description: string): ConnectionError {
     'CONNECTION_FAILED',
     `The ${description} has a single session, and it did not become free within ${sessionWaitMs} ms. ` +
       'Close the other user of it first, or set DATABASE_URL to use a server.',
+  )
+}
+
+function unusable(dataDir: string, cause: unknown): ConnectionError {
+  const { code = 'no reason given' } = cause as NodeJS.ErrnoException
+  return unavailable(
+    `The folder ${dataDir} cannot be used (${code}). Name one that this user may write (DATABASE_EMBEDDED_DATA_DIR), or set DATABASE_URL`,
+    cause,
   )
 }
 

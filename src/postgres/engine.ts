@@ -11,7 +11,7 @@ import { type ConnectionSource, cutClient } from './connection.ts'
 import { Pipeline, type PipelineSettings, type PipelineStats } from './pipeline.ts'
 import { type LeaseHolder, Pool, type PoolSettings, type PoolStats, type Session } from './pool.ts'
 import { discardsConnection, toDatabaseError, verdictOf } from './sqlstate.ts'
-import { Statement, type StatementRequest, type StatementResult } from './statement.ts'
+import { sendable, Statement, type StatementRequest, type StatementResult } from './statement.ts'
 import { type StatementText, StatementTexts } from './statement-text.ts'
 
 /** Settings of an {@link Engine}, resolved. Times are milliseconds; `false` switches the part off. */
@@ -32,6 +32,19 @@ export interface CallOptions {
   readonly timeoutMs?: number | false | undefined
   /** The statement may be sent again although it may have run: doing it twice is doing it once. @default false */
   readonly idempotent?: boolean | undefined
+  /**
+   * A read that may see an earlier state: it goes to a replica, and to the primary where none is fit. It is taken for a
+   * read, so it may run more than once. Inside a transaction it stays in it. @default false
+   */
+  readonly replica?: ReplicaChoice | boolean | undefined
+}
+
+/** Which state a read on a replica must have. */
+export interface ReplicaChoice {
+  /** What {@link Database.lastCommitToken} gave: all that was committed before that is seen. */
+  readonly after?: string | undefined
+  /** How long to wait for a replica that has it, before the primary takes the read. @default `replicaReads.waitMs` */
+  readonly waitMs?: number | undefined
 }
 
 /** A statement came to its end. */
@@ -43,6 +56,8 @@ export interface QueryEvent {
   readonly attempts: number
   readonly inTransaction: boolean
   readonly error: ErrorCode | undefined
+  /** The server that ran it, without credentials. */
+  readonly target: string
 }
 
 /** What happens in an engine; see {@link EventSource.on}. */
@@ -61,7 +76,26 @@ export interface DatabaseEvents {
   breaker: { readonly state: BreakerState; readonly target: string }
   /** A connection has been borrowed for longer than `leakWarningMs`. */
   leak: LeaseHolder
+  /** A replica came or went, fell behind or caught up, or became a primary. */
+  replica: { readonly target: string; readonly state: ReplicaState; readonly reason: string | undefined }
+  /** The connection that listens for notifications. */
+  listener: {
+    readonly state: 'connected' | 'lost' | 'reconnected'
+    /** How many are listened to. */
+    readonly channels: number
+    /** Why it was lost. */
+    readonly error: ErrorCode | undefined
+  }
+  /** A handler or `onGap` has failed, or a payload was none of its channel; `error` is what was thrown. */
+  notificationFailure: {
+    readonly channel: string
+    readonly reason: 'gap' | 'handler' | 'payload'
+    readonly error: unknown
+  }
 }
+
+/** `lagging`: further behind than `maxLagMs`. `up` and `lagging` are asked again and again; `down` as well. */
+export type ReplicaState = 'down' | 'lagging' | 'up'
 
 /** A moment of an {@link Engine}. */
 export interface EngineStats {
@@ -79,6 +113,38 @@ export interface Ambient {
 /** Something that runs statements. */
 export interface StatementTarget {
   execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>>
+}
+
+/** What the engines of one database have in common: that of the primary, and one for each replica. */
+export interface EngineContext {
+  readonly ambient: AsyncLocalStorage<Ambient>
+  readonly events: Emitter<DatabaseEvents>
+  /** Hears of what the operator should know. */
+  readonly warn: (message: string) => void
+}
+
+/** What a new database begins with. */
+export function engineContext(warn: (message: string) => void = () => undefined): EngineContext {
+  const names = [
+    'query',
+    'acquire',
+    'transaction',
+    'retry',
+    'breaker',
+    'leak',
+    'replica',
+    'listener',
+    'notificationFailure',
+  ] as const
+  return { ambient: new AsyncLocalStorage(), events: new Emitter<DatabaseEvents>(names), warn }
+}
+
+/** The replicas, as the engine of their primary knows them. */
+export interface ReadTarget extends StatementTarget {
+  /** Where to borrow a connection for reads. */
+  choose(choice: ReplicaChoice | boolean): Promise<{ readonly engine: Engine }>
+  /** What has failed on an engine that was chosen: it may not be there any more. */
+  note(engine: Engine, error: DatabaseError): void
 }
 
 /** Errors after which nothing has happened, and which a short pause may cure. */
@@ -115,15 +181,10 @@ export class Engine implements StatementTarget {
   readonly source: ConnectionSource
   readonly pool: Pool
   readonly texts: StatementTexts = new StatementTexts()
-  readonly ambient: AsyncLocalStorage<Ambient> = new AsyncLocalStorage()
-  readonly events: Emitter<DatabaseEvents> = new Emitter<DatabaseEvents>([
-    'query',
-    'acquire',
-    'transaction',
-    'retry',
-    'breaker',
-    'leak',
-  ])
+  readonly ambient: AsyncLocalStorage<Ambient>
+  readonly events: Emitter<DatabaseEvents>
+  /** Takes what may run on a replica; only the engine of a primary that has some. */
+  replicas: ReadTarget | undefined
   readonly breaker: CircuitBreaker | undefined
   readonly #settings: EngineSettings
   readonly #pipeline: Pipeline | undefined
@@ -131,12 +192,13 @@ export class Engine implements StatementTarget {
   /** When a shared connection was last asked to stop: the statement behind may be hit. */
   #sharedCancelAt = Number.NEGATIVE_INFINITY
 
-  /** `warn` hears of what the operator should know. */
-  constructor(source: ConnectionSource, settings: EngineSettings, warn: (message: string) => void = () => undefined) {
+  constructor(source: ConnectionSource, settings: EngineSettings, context: EngineContext = engineContext()) {
     this.source = source
+    this.ambient = context.ambient
+    this.events = context.events
     this.#settings = settings
     const policy = new PreparationPolicy(settings.preparedStatements, () =>
-      warn(
+      context.warn(
         `${source.description} does not keep prepared statements apart, as a pooler in transaction mode before PgBouncer 1.21; ` +
           'nothing is prepared from now on. Set preparedStatements: false to begin so',
       ),
@@ -178,8 +240,10 @@ export class Engine implements StatementTarget {
   async execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>> {
     const scope = this.ambient.getStore()?.scope
     if (scope !== undefined) return scope.execute(query, options)
+    if (options?.replica && this.replicas !== undefined) return this.replicas.execute(query, options)
 
     const text = this.texts.get(query.sql, query.query)
+    const values = sendable(query.sql, query.parameters)
     const limits = this.limits(options)
     const began = this.events.hears('query') ? performance.now() : 0
     let reason: DatabaseError | undefined
@@ -190,8 +254,8 @@ export class Engine implements StatementTarget {
       try {
         const result =
           generation === undefined
-            ? await (breaker as CircuitBreaker).run(() => this.#send<Row>(text, query.parameters, limits))
-            : await this.#send<Row>(text, query.parameters, limits)
+            ? await (breaker as CircuitBreaker).run(() => this.#send<Row>(text, values, limits))
+            : await this.#send<Row>(text, values, limits)
         if (began > 0) this.report(query.sql, began, attempts, false, result)
         return result
       } catch (cause) {
@@ -200,13 +264,24 @@ export class Engine implements StatementTarget {
         let error = toDatabaseError(cause, { sql: text.sql, target: this.source.description })
         // Refused at a repetition: what went wrong before tells the caller more.
         if (error.code === 'CIRCUIT_OPEN' && reason !== undefined) error = reason
-        else if (await this.#mayRepeat(error, text, options, attempts, limits)) {
+        else if (await this.mayRepeat(error, text, options, attempts, limits)) {
           reason = error
           continue
         }
         if (began > 0) this.report(query.sql, began, attempts, false, undefined, error)
         throw error
       }
+    }
+  }
+
+  /** One of kanta's own questions, outside any transaction, once: neither repeated nor counted by the breaker. */
+  async ask<Row>(sql: string, values: readonly unknown[], timeoutMs: number): Promise<readonly Row[]> {
+    const text = this.texts.command(sql)
+    text.uses += 1
+    try {
+      return (await this.#send<Row>(text, values, limitsFrom(timeoutMs))).rows
+    } catch (cause) {
+      throw toDatabaseError(cause, { sql, target: this.source.description })
     }
   }
 
@@ -241,6 +316,13 @@ export class Engine implements StatementTarget {
     })
   }
 
+  /** Sends what the caller keeps in its hands, and watches its deadline. */
+  submit(session: Session, statement: Statement): void {
+    session.lastSql = statement.text.sql
+    this.#watch()
+    session.channel.send(statement)
+  }
+
   /** What came of a connection's last statement decides how it is given back. */
   giveBack(session: Session, error?: unknown, unfinished: 'cancel' | 'wait' = 'cancel'): void {
     if (error instanceof TimeoutError && error.code === 'QUERY_TIMEOUT') return session.discard()
@@ -254,6 +336,12 @@ export class Engine implements StatementTarget {
     this.#pipeline?.drain()
   }
 
+  /** The server has stopped answering: what is in flight fails now, and not at its deadline. */
+  cut(): void {
+    for (const { client, inFlight } of this.#pipeline?.channels ?? []) if (inFlight.length > 0) cutClient(client)
+    this.pool.cut()
+  }
+
   report(
     sql: string,
     began: number,
@@ -264,7 +352,15 @@ export class Engine implements StatementTarget {
   ): void {
     const rowCount = result === undefined ? 0 : Number(result.numAffectedRows ?? result.rows.length)
     const durationMs = performance.now() - began
-    this.events.emit('query', { sql, durationMs, rowCount, attempts, inTransaction, error: error?.code })
+    this.events.emit('query', {
+      sql,
+      durationMs,
+      rowCount,
+      attempts,
+      inTransaction,
+      error: error?.code,
+      target: this.source.description,
+    })
   }
 
   async close(): Promise<void> {
@@ -306,7 +402,8 @@ export class Engine implements StatementTarget {
     }
   }
 
-  async #mayRepeat(
+  /** Whether a failed statement may be sent again; waits as long as it should before that. */
+  async mayRepeat(
     error: DatabaseError,
     text: StatementText,
     options: CallOptions | undefined,
@@ -355,8 +452,7 @@ export class Engine implements StatementTarget {
     statement.abandon(
       new TimeoutError(
         'QUERY_TIMEOUT',
-        `${this.source.description} gave no answer within the deadline (${tookMs} ms after the statement was sent). ` +
-          'It may have run: check that before you repeat a write. Make the query faster, or raise timeoutMs or queryTimeoutMs.',
+        `${this.source.description} gave no answer within the deadline (${tookMs} ms after ${statement.isTimed ? 'the statement was sent' : 'rows were asked for'}). ${statement.remedy}`,
         { sql: statement.text.sql },
       ),
     )
@@ -368,7 +464,7 @@ export class Engine implements StatementTarget {
     if (channel.inFlight[0] !== statement || statement.isCancelSent) return
     statement.isCancelSent = true
     this.#sharedCancelAt = performance.now()
-    void this.source.cancel(channel.client)
+    void channel.cancel(this.source)
     setTimeout(() => channel.inFlight[0] === statement && cutClient(channel.client), cancelGraceMs).unref()
   }
 }

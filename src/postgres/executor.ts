@@ -21,12 +21,13 @@ import {
   type QueryResult,
   type TransactionSettings,
 } from 'kysely'
-import Cursor from 'pg-cursor'
 import { DatabaseError } from '../core/errors.ts'
 import type { Ambient, CallOptions, Engine } from './engine.ts'
-import type { Session } from './pool.ts'
+import { type CallSite, callSiteAbove, type Session } from './pool.ts'
+import { ChunkReader, ReaderStream, type RowStream, type StreamOptions, type StreamPlace } from './row-stream.ts'
 import { toDatabaseError } from './sqlstate.ts'
-import type { Scope, Transactions } from './transaction.ts'
+import { sendable } from './statement.ts'
+import { insideStream, type Scope, type Transactions } from './transaction.ts'
 
 /** What a user may add to the Kysely of a database. */
 export interface KyselyOptions {
@@ -34,24 +35,36 @@ export interface KyselyOptions {
   readonly log?: LogConfig | undefined
 }
 
+/** How a Kysely that only reads finds its servers. */
+export interface ReadRoute {
+  readonly call: CallOptions
+  /** For what needs a connection of its own. */
+  readonly choose: () => Promise<EngineParts>
+}
+
 /** A Kysely whose statements go straight from its compiler to the engine. */
-export function createKysely<DB>(parts: EngineParts, options: KyselyOptions = {}): EngineKysely<DB> {
+export function createKysely<DB>(parts: EngineParts, options: KyselyOptions = {}, route?: ReadRoute): EngineKysely<DB> {
   const { plugins = [], log } = options
   const open = (): Promise<EngineParts> => Promise.resolve(parts)
   const dialect = new EngineDialect(open)
-  const driver = new EngineDriver(open, parts)
+  const driver = new EngineDriver(open, parts, route)
   const config: KyselyConfig = { dialect, plugins: [...plugins], ...(log && { log }) }
   const logger = log && new Log(log)
   const provider = new EngineConnections(parts.engine, driver, logger)
-  const executor = new EngineExecutor(parts.engine, provider, logger, new PostgresAdapter(), plugins)
+  const executor = new EngineExecutor(parts.engine, provider, logger, new PostgresAdapter(), plugins, route?.call)
   const db = new Kysely<DB>({ config, dialect, driver, executor })
-  return { db, run: (query, call) => executor.run(query, call) }
+  return {
+    db,
+    run: (query, call) => executor.run(query, call),
+    stream: (query, call, origin) => executor.openStream(query, call, origin),
+  }
 }
 
 /** A Kysely, and the way to run one of its compiled queries with options that Kysely does not know. */
 export interface EngineKysely<DB> {
   readonly db: Kysely<DB>
   readonly run: <Row>(query: CompiledQuery, options: CallOptions | undefined) => Promise<QueryResult<Row>>
+  readonly stream: <Row>(query: CompiledQuery, options: StreamOptions, origin: CallSite) => RowStream<Row>
 }
 
 /** An engine and what runs transactions on it. */
@@ -92,6 +105,7 @@ class EngineExecutor extends DefaultQueryExecutor {
   readonly #provider: ConnectionProvider
   readonly #log: Log | undefined
   readonly #adapter: DialectAdapter
+  readonly #call: CallOptions | undefined
 
   constructor(
     engine: Engine,
@@ -99,27 +113,67 @@ class EngineExecutor extends DefaultQueryExecutor {
     log: Log | undefined,
     adapter: DialectAdapter,
     plugins: readonly KyselyPlugin[],
+    call: CallOptions | undefined,
   ) {
     super(new PostgresQueryCompiler(), adapter, provider, [...plugins])
     this.#engine = engine
     this.#provider = provider
     this.#log = log
     this.#adapter = adapter
+    this.#call = call
   }
 
   override executeQuery<Row>(query: CompiledQuery, options?: AbortableQueryOptions): Promise<QueryResult<Row>> {
     const { signal, inflightQueryAbortStrategy = 'ignore query' } = options ?? {}
-    if (signal === undefined) return this.run(query, undefined)
+    if (signal === undefined) return this.run(query, this.#call)
     // Kysely's word for "let it run" is its own executor's business; the other two mean the same to us.
     return inflightQueryAbortStrategy === 'ignore query'
       ? super.executeQuery(query, options)
-      : this.run(query, { signal })
+      : this.run(query, { ...this.#call, signal })
   }
 
   /** Runs a compiled query as {@link executeQuery} does, with the options of a call. */
   run<Row>(query: CompiledQuery, options: CallOptions | undefined): Promise<QueryResult<Row>> {
     if (this.#log === undefined && this.plugins.length === 0) return this.#engine.execute(query, options)
     return this.#observed(query, options)
+  }
+
+  override async *stream<Row>(
+    query: CompiledQuery,
+    chunkSize: number,
+    options?: AbortableOperationOptions,
+  ): AsyncIterableIterator<QueryResult<Row>> {
+    // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
+    const origin = callSiteAbove(this.stream, kyselyFrame)
+    const rows = this.openStream<Row>(
+      query,
+      { chunkSize, signal: options?.signal, replica: this.#call?.replica },
+      origin,
+    )
+    for await (const chunk of rows.chunks()) yield { rows: chunk }
+  }
+
+  /** The rows of a compiled query, in the transaction of the present async context if there is one. */
+  openStream<Row>(query: CompiledQuery, options: StreamOptions, origin: CallSite): RowStream<Row> {
+    const scope = this.#engine.ambient.getStore()?.scope as Scope | undefined
+    const reader = new ChunkReader<Row>(this.#engine, query, options, { scope, origin })
+    const { signal } = options
+    const { queryId } = query
+    const transform = async (rows: Row[]): Promise<Row[]> => {
+      let result: QueryResult<Row> = { rows }
+      for (const plugin of this.plugins) {
+        const transformed = await plugin.transformResult({
+          queryId,
+          result: result as never,
+          ...(signal && { signal }),
+        })
+        result = transformed as QueryResult<Row>
+      }
+      return result.rows
+    }
+    const log = this.#log
+    if (log) reader.onFinish = (error, durationMs) => void logStream(log, query, error, durationMs)
+    return new ReaderStream<Row>(reader, this.plugins.length > 0 ? transform : undefined)
   }
 
   override withPlugins(plugins: readonly KyselyPlugin[]): EngineExecutor {
@@ -139,11 +193,13 @@ class EngineExecutor extends DefaultQueryExecutor {
   }
 
   override withConnectionProvider(provider: ConnectionProvider): DefaultQueryExecutor {
-    return new DefaultQueryExecutor(new PostgresQueryCompiler(), this.#adapter, provider, [...this.plugins])
+    return new DefaultQueryExecutor(new PostgresQueryCompiler(), this.#adapter, new StreamGuard(provider), [
+      ...this.plugins,
+    ])
   }
 
   #with(plugins: readonly KyselyPlugin[]): EngineExecutor {
-    return new EngineExecutor(this.#engine, this.#provider, this.#log, this.#adapter, plugins)
+    return new EngineExecutor(this.#engine, this.#provider, this.#log, this.#adapter, plugins, this.#call)
   }
 
   async #observed<Row>(query: CompiledQuery, options: CallOptions | undefined): Promise<QueryResult<Row>> {
@@ -168,6 +224,30 @@ class EngineExecutor extends DefaultQueryExecutor {
       signal?.throwIfAborted()
     }
     return result
+  }
+}
+
+/** In a stack, what stands between a stream of Kysely's and whoever reads it. */
+const kyselyFrame = /[\\/]kysely[\\/]|\(<anonymous>\)/
+
+/** Kysely lets each user of a connection wait for the one before, and inside the loop of a stream that is for ever. */
+class StreamGuard implements ConnectionProvider {
+  readonly #provider: ConnectionProvider
+  #connection: EngineConnection | undefined
+
+  constructor(provider: ConnectionProvider) {
+    this.#provider = provider
+  }
+
+  async provideConnection<T>(
+    consumer: (connection: DatabaseConnection) => Promise<T>,
+    options?: AbortableOperationOptions,
+  ): Promise<T> {
+    if (this.#connection?.session.stream) throw insideStream('A statement, or the end of the transaction,', undefined)
+    return this.#provider.provideConnection((connection) => {
+      this.#connection = connection as EngineConnection
+      return consumer(connection)
+    }, options)
   }
 }
 
@@ -199,23 +279,17 @@ class EngineConnections implements ConnectionProvider {
 
 class EngineDriver implements Driver {
   readonly #open: () => Promise<EngineParts>
+  readonly #route: ReadRoute | undefined
   #parts: EngineParts | undefined
 
-  constructor(open: () => Promise<EngineParts>, parts?: EngineParts) {
+  constructor(open: () => Promise<EngineParts>, parts?: EngineParts, route?: ReadRoute) {
     this.#open = open
     this.#parts = parts
+    this.#route = route
   }
 
   async init(): Promise<void> {
     this.#parts ??= await this.#open()
-  }
-
-  get #engine(): Engine {
-    return this.#opened.engine
-  }
-
-  get #transactions(): Transactions {
-    return this.#opened.transactions
   }
 
   get #opened(): EngineParts {
@@ -227,26 +301,28 @@ class EngineDriver implements Driver {
   async acquireConnection(options?: AbortableOperationOptions): Promise<EngineConnection> {
     const signal = options?.signal
     signal?.throwIfAborted()
-    const { current } = this.#transactions
-    if (current) return new EngineConnection(this.#engine, current.session, current)
-    const session = await this.#engine.pool.acquire({
+    const { current } = this.#opened.transactions
+    if (current) return new EngineConnection(this.#opened, current.session, current)
+    const parts = this.#route ? await this.#route.choose() : this.#opened
+    const session = await parts.engine.pool.acquire({
       purpose: "Kysely's transaction, connection or stream",
-      limits: this.#engine.limits({ timeoutMs: false, signal }),
+      limits: parts.engine.limits({ timeoutMs: false, signal }),
     })
-    return new EngineConnection(this.#engine, session, undefined)
+    return new EngineConnection(parts, session, undefined)
   }
 
   async beginTransaction(connection: DatabaseConnection, settings: TransactionSettings): Promise<void> {
     const own = connection as EngineConnection
-    const { isolationLevel, accessMode } = settings
+    const { isolationLevel, accessMode = this.#route && 'read only' } = settings
     const modes = [isolationLevel && ` isolation level ${isolationLevel}`, accessMode && ` ${accessMode}`]
       .filter(Boolean)
       .join('')
     const opening = modes === '' ? 'begin' : `start transaction${modes}`
-    const limits = this.#engine.limits({ timeoutMs: false })
+    const { engine, transactions } = own.parts
+    const limits = engine.limits({ timeoutMs: false })
     // By the way of a statement, which is what Kysely logs.
     await own.control(opening, async () => {
-      own.enter(own.outer ? own.outer.nest(limits) : this.#transactions.begin(own.session, opening, limits))
+      own.enter(own.outer ? own.outer.nest(limits) : transactions.begin(own.session, opening, limits))
     })
   }
 
@@ -254,9 +330,9 @@ class EngineDriver implements Driver {
     const own = connection as EngineConnection
     const scope = own.leave()
     try {
-      await own.control('commit', () => this.#transactions.commit(scope))
+      await own.control('commit', () => own.parts.transactions.commit(scope))
     } catch (error) {
-      await this.#transactions.rollback(scope, error)
+      await own.parts.transactions.rollback(scope, error)
       if (error instanceof DatabaseError && error.code === 'TRANSACTION_ABORTED') throw asKyselyKnowsIt(error)
       throw error
     } finally {
@@ -268,7 +344,7 @@ class EngineDriver implements Driver {
     const own = connection as EngineConnection
     if (own.scope === own.outer) return
     const scope = own.leave()
-    await own.control('rollback', () => this.#transactions.rollback(scope))
+    await own.control('rollback', () => own.parts.transactions.rollback(scope))
     scope.end()
   }
 
@@ -288,7 +364,7 @@ class EngineDriver implements Driver {
 
   async releaseConnection(connection: DatabaseConnection): Promise<void> {
     const own = connection as EngineConnection
-    if (own.outer === undefined) this.#engine.giveBack(own.session, own.failure, 'wait')
+    if (own.outer === undefined) own.parts.engine.giveBack(own.session, own.failure, 'wait')
   }
 
   async destroy(): Promise<void> {
@@ -298,17 +374,17 @@ class EngineDriver implements Driver {
 
 /** A borrowed connection as Kysely sees it. */
 class EngineConnection implements DatabaseConnection {
+  readonly parts: EngineParts
   readonly session: Session
   /** The transaction that this connection was in when Kysely got it. */
   readonly outer: Scope | undefined
   readonly ambient: Ambient
   /** The last failure outside a transaction; it decides whether the connection is used again. */
   failure: unknown
-  readonly #engine: Engine
   readonly #controls = new WeakMap<CompiledQuery, () => Promise<void>>()
 
-  constructor(engine: Engine, session: Session, outer: Scope | undefined) {
-    this.#engine = engine
+  constructor(parts: EngineParts, session: Session, outer: Scope | undefined) {
+    this.parts = parts
     this.session = session
     this.outer = outer
     this.ambient = { scope: outer }
@@ -339,12 +415,17 @@ class EngineConnection implements DatabaseConnection {
     }
     const { scope } = this
     if (scope !== undefined) return scope.execute(query)
-    const engine = this.#engine
+    const { engine } = this.parts
+    if (this.session.stream) throw insideStream('A statement', query.sql)
     const text = engine.texts.get(query.sql, query.query)
     text.uses += 1
     const { deadline } = engine.limits(undefined)
     try {
-      return await engine.sendOn<Row>(this.session, { text, values: query.parameters, deadline }, undefined)
+      return await engine.sendOn<Row>(
+        this.session,
+        { text, values: sendable(query.sql, query.parameters), deadline },
+        undefined,
+      )
     } catch (cause) {
       const inTransaction = this.session.transactionStatus !== 'none'
       this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction, target: engine.source.description })
@@ -363,31 +444,22 @@ class EngineConnection implements DatabaseConnection {
     await this.executeQuery(CompiledQuery.raw(sql))
   }
 
-  async *streamQuery<Row>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<Row>> {
-    const { client } = this.session.channel
-    const { scope } = this
-    await scope?.openStream()
-    this.session.lastSql = query.sql
-    const cursor = client.query(new Cursor<Row>(query.sql, [...query.parameters]))
-    try {
-      for (;;) {
-        const rows = await cursor.read(chunkSize)
-        if (rows.length === 0) return
-        yield { rows }
-      }
-    } catch (cause) {
-      this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction: this.scope !== undefined })
-      throw this.failure
-    } finally {
-      await cursor.close()
-      scope?.closeStream()
-    }
+  async *streamQuery<Row>(
+    query: CompiledQuery,
+    chunkSize: number,
+    options?: AbortableOperationOptions,
+  ): AsyncIterableIterator<QueryResult<Row>> {
+    const { scope, session } = this
+    const onFailure = (error: DatabaseError): void => void (this.failure = error)
+    const place: StreamPlace = { scope, session, onFailure }
+    const reader = new ChunkReader<Row>(this.parts.engine, query, { chunkSize, signal: options?.signal }, place)
+    for await (const rows of new ReaderStream(reader).chunks()) yield { rows }
   }
 
   async collectSessionInfo(): Promise<void> {}
 
   async cancelQuery(): Promise<void> {
-    await this.#engine.source.cancel(this.session.channel.client)
+    await this.session.channel.cancel(this.parts.engine.source)
   }
 
   async killSession(): Promise<void> {
@@ -400,6 +472,12 @@ function asKyselyKnowsIt(error: DatabaseError): Error {
   const { code, retry, transient, sql, cause, message } = error
   const known = Object.assign(new AbortedTransactionError(), { code, retry, transient, sql, cause, message })
   return Object.defineProperty(known, Symbol.for('kanta.DatabaseError'), { value: true })
+}
+
+async function logStream(log: Log, query: CompiledQuery, error: unknown, durationMs: number): Promise<void> {
+  const event = { query, queryDurationMillis: durationMs }
+  if (error === undefined) await log.query(() => ({ level: 'query', isStream: true, ...event }))
+  else await log.error(() => ({ level: 'error', error, ...event }))
 }
 
 function quoted(name: string): string {
@@ -426,11 +504,15 @@ function logStatements(connection: EngineConnection, log: Log): void {
     await ended(query, began, false)
     return result
   }
-  connection.streamQuery = async function* <Row>(query: CompiledQuery, chunkSize: number) {
+  connection.streamQuery = async function* <Row>(
+    query: CompiledQuery,
+    chunkSize: number,
+    options?: AbortableOperationOptions,
+  ) {
     const began = performance.now()
     let hasFailed = false
     try {
-      yield* streamQuery<Row>(query, chunkSize)
+      yield* streamQuery<Row>(query, chunkSize, options)
     } catch (error) {
       hasFailed = true
       await failed(query, began, error)

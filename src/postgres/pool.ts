@@ -4,7 +4,7 @@ import type { Limits } from '../core/deadline.ts'
 import { ConnectionError, DatabaseError, TimeoutError } from '../core/errors.ts'
 import { Channel } from './channel.ts'
 import type { PreparationPolicy } from './prepared-statements.ts'
-import { type ConnectionSource, cutClient } from './connection.ts'
+import { type ConnectionSource, cutClient, parameterOf } from './connection.ts'
 import { toDatabaseError } from './sqlstate.ts'
 
 /** Settings of a {@link Pool}, resolved. */
@@ -46,14 +46,22 @@ export interface CallSite {
   readonly stack?: string
 }
 
-/** The place that called `callee`, at the cost of a microsecond. */
-export function callSiteAbove(callee: (...args: never[]) => unknown): CallSite {
+/** The place that called `callee`, at the cost of a microsecond; the first that is not one of `ours`. */
+export function callSiteAbove(callee: (...args: never[]) => unknown, ours?: RegExp): CallSite {
   const site: CallSite = {}
   const { stackTraceLimit } = Error
-  Error.stackTraceLimit = 1
+  Error.stackTraceLimit = ours === undefined ? 1 : 8
   Error.captureStackTrace(site, callee)
   Error.stackTraceLimit = stackTraceLimit
-  return site
+  if (ours === undefined) return site
+  return {
+    get stack() {
+      return site.stack
+        ?.split('\n')
+        .filter((line) => !ours.test(line))
+        .join('\n')
+    },
+  } as CallSite
 }
 
 interface Waiter {
@@ -153,6 +161,20 @@ export class Pool {
   drain(): void {
     for (const session of this.#sessions) session.retire()
     for (const session of [...this.#idle]) this.#drop(session)
+  }
+
+  /** The server has stopped answering: fails what is in flight, and who waits for a connection. */
+  cut(): void {
+    for (const { channel } of this.#sessions) if (channel.inFlight.length > 0) cutClient(channel.client)
+    for (const waiter of [...this.#waiters]) {
+      waiter.settle(
+        new ConnectionError(
+          'CONNECTION_FAILED',
+          `${this.source.description} stopped answering while a connection to it was awaited; nothing was sent. ` +
+            'Try again, and check that the server runs.',
+        ),
+      )
+    }
   }
 
   /** Refuses new borrowers, waits up to `drainTimeoutMs` for the present ones, then cuts what is left. Never rejects. */
@@ -256,7 +278,7 @@ export class Pool {
     this.#connecting.abort()
     await this.#drained()
     // A server that is asked to stop what it runs does not go on alone after the connection is gone.
-    for (const session of this.#sessions) void this.source.cancel(session.channel.client)
+    for (const session of this.#sessions) void session.channel.cancel(this.source)
     for (const session of [...this.#sessions]) this.#drop(session)
     await Promise.all(this.#ending)
   }
@@ -333,7 +355,11 @@ export class Session {
   lastSql: string | undefined
   /** Changes with a crash of the server; asked for once. */
   crashMark: string | undefined
+  /** The server is PostgreSQL 14 or later, by what only that reports. */
+  readonly knowsOutcomes: boolean
   isLent = false
+  /** The stream that has the connection to itself. */
+  stream: SessionStream | undefined
   readonly #expires: number
   readonly #leakWarningMs: number
   readonly #source: ConnectionSource
@@ -342,6 +368,7 @@ export class Session {
   #request: LeaseRequest | undefined
   #isBroken = false
   #leakTimer: NodeJS.Timeout | undefined
+  #interruption: Promise<boolean> | undefined
 
   constructor(
     channel: Channel,
@@ -352,6 +379,7 @@ export class Session {
   ) {
     const { maxLifetimeMs, leakWarningMs } = settings
     this.channel = channel
+    this.knowsOutcomes = parameterOf(channel.client, 'in_hot_standby') !== undefined
     this.#source = source
     this.#observer = observer
     this.#owner = owner
@@ -376,6 +404,11 @@ export class Session {
       this.#leakTimer.unref()
     }
     return this
+  }
+
+  /** The borrower is alive: the leak warning counts from now. */
+  noteUse(): void {
+    this.#leakTimer?.refresh()
   }
 
   get transactionStatus(): LeaseHolder['transaction'] {
@@ -407,6 +440,7 @@ export class Session {
    */
   release(unfinished: 'cancel' | 'wait' = 'cancel'): void {
     if (!this.isLent) return
+    this.stream?.stop()
     if (this.channel.inFlight.length > 0 && this.channel.isOpen && !this.#isBroken) {
       void this.#settle(unfinished)
       return
@@ -418,7 +452,7 @@ export class Session {
   discard(): void {
     this.#isBroken = true
     if (this.channel.inFlight.length > 0) {
-      void this.#source.cancel(this.channel.client)
+      void this.channel.cancel(this.#source)
       cutClient(this.channel.client)
     }
     this.#giveBack()
@@ -435,12 +469,19 @@ export class Session {
    * Stops what the server still runs on the connection, and resolves when it has answered; to false when it does not,
    * or the connection is gone.
    */
-  async interrupt(): Promise<boolean> {
+  interrupt(): Promise<boolean> {
+    // Two at once could cancel what is sent after the first of them has succeeded.
+    this.#interruption ??= this.#interrupt().finally(() => (this.#interruption = undefined))
+    return this.#interruption
+  }
+
+  async #interrupt(): Promise<boolean> {
     const { channel } = this
+    this.stream?.stop()
     const until = performance.now() + settleMs
     while (channel.inFlight.length > 0 && channel.isOpen && performance.now() < until) {
       // One that comes before the statement has begun stops nothing, so it is sent again.
-      await this.#source.cancel(channel.client)
+      await channel.cancel(this.#source)
       await Promise.race([channel.whenIdle(), sleep(cancelAgainMs, undefined, { ref: false })])
     }
     return channel.inFlight.length === 0 && channel.isOpen
@@ -455,11 +496,19 @@ export class Session {
   #giveBack(): void {
     clearTimeout(this.#leakTimer)
     this.isLent = false
+    this.stream = undefined
     this.#request = undefined
     this.since = performance.now()
     if (this.#isBroken || !this.channel.isOpen || this.transactionStatus !== 'none') this.#owner.drop(this)
     else this.#owner.free(this)
   }
+}
+
+/** A stream on a borrowed connection, for whoever must end it. */
+export interface SessionStream {
+  readonly sql: string
+  /** Ends it for its reader with an error, and on the server. */
+  stop(): void
 }
 
 interface SessionOwner {

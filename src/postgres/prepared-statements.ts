@@ -1,5 +1,6 @@
-import type { Shape } from './row-shape.ts'
+import { type Field, type Shape, shapeOf } from './row-shape.ts'
 import type { StatementText } from './statement-text.ts'
+import type { ParserSource } from './value-parsers.ts'
 import type { Wire } from './wire.ts'
 
 /** How connections prepare statements. */
@@ -12,6 +13,7 @@ export interface PreparedStatementSettings {
 
 // A name that is lost now and then was deallocated by someone; names that keep being lost are not ours to have.
 const maxLost = 20
+const lostWithinMs = 60_000
 
 /**
  * Whether names can be used at all, for all connections of an engine. A pooler that gives each transaction another
@@ -22,7 +24,9 @@ export class PreparationPolicy {
   readonly settings: PreparedStatementSettings
   readonly #onGivenUp: () => void
   #isGivenUp = false
+  /** How many were lost since the first of this minute. */
   #lost = 0
+  #lostSince = 0
 
   constructor(settings: PreparedStatementSettings, onGivenUp: () => void = () => undefined) {
     this.settings = settings
@@ -36,6 +40,11 @@ export class PreparationPolicy {
 
   /** The server said 26000 (unknown name) or 42P05 (name exists). */
   noteLost(sqlState: string): void {
+    const now = performance.now()
+    if (now - this.#lostSince > lostWithinMs) {
+      this.#lostSince = now
+      this.#lost = 0
+    }
     this.#lost += 1
     if (this.#isGivenUp || (sqlState !== '42P05' && this.#lost < maxLost)) return
     this.#isGivenUp = true
@@ -46,12 +55,21 @@ export class PreparationPolicy {
 /** What one connection has prepared, and which columns each text gives. */
 export class PreparedStatements {
   readonly #policy: PreparationPolicy
+  readonly #parsers: ParserSource
   readonly #prepared = new Map<string, Shape | undefined>()
   /** Names that the server may hold with another meaning; they are closed before they are parsed again. */
   readonly #stale = new Set<string>()
+  #epoch = 0
 
-  constructor(policy: PreparationPolicy) {
+  /** `parsers` are those of the connection. */
+  constructor(policy: PreparationPolicy, parsers: ParserSource) {
     this.#policy = policy
+    this.#parsers = parsers
+  }
+
+  /** Changes when names are lost: what was sent before can only tell the same again. */
+  get epoch(): number {
+    return this.#epoch
   }
 
   /** Whether the connection has the text under its name. */
@@ -63,9 +81,11 @@ export class PreparedStatements {
     return this.#prepared.get(text.name)
   }
 
-  /** The columns of a prepared text are known from now on. */
-  describe(text: StatementText, shape: Shape): void {
+  /** The server has described the columns; those of a prepared text are known from now on. */
+  describe(text: StatementText, fields: readonly Field[]): Shape {
+    const shape = shapeOf(fields, this.#parsers)
     if (this.#prepared.has(text.name)) this.#prepared.set(text.name, shape)
+    return shape
   }
 
   /**
@@ -100,9 +120,16 @@ export class PreparedStatements {
     this.#stale.add(text.name)
   }
 
-  /** The server did not know a name, or knew it already. */
-  noteLost(text: StatementText, sqlState: string): void {
+  /**
+   * The server did not know a name, or knew it already, for a statement that was written in this epoch. Names go
+   * together (DISCARD ALL, another server connection of a pooler), so that none is trusted any more.
+   */
+  noteLost(text: StatementText, sqlState: string, epoch: number): void {
+    if (epoch !== this.#epoch) return
+    this.#epoch += 1
     this.forget(text)
+    for (const name of this.#prepared.keys()) this.#stale.add(name)
+    this.#prepared.clear()
     this.#policy.noteLost(sqlState)
   }
 

@@ -14,6 +14,7 @@ import {
   TimeoutError,
   TransactionError,
 } from '../core/errors.ts'
+import { isAboutOwnName } from './statement-text.ts'
 
 /** The fields of PostgreSQL's ErrorResponse that we read; `pg` puts them on its error. */
 interface ServerReport {
@@ -131,6 +132,21 @@ const connectionCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'TOO_MANY_CONNECTIONS',
 ])
 
+/** Which server it was, as whom and in which database, matters more here than which statement. */
+const placeCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  ...connectionCodes,
+  'COMMIT_OUTCOME_UNKNOWN',
+  'CONFIGURATION_LIMIT',
+  'DISK_FULL',
+  'INSUFFICIENT_PRIVILEGE',
+  'INTERNAL_ERROR',
+  'OUT_OF_MEMORY',
+  'READ_ONLY',
+  'RECOVERY_CONFLICT',
+  'SYSTEM_ERROR',
+  'UNDEFINED_OBJECT',
+])
+
 /** After these the connection cannot be used although the server may still hold it open. */
 const discardingCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   ...connectionCodes,
@@ -185,6 +201,29 @@ export function verdictOf(error: unknown): 'healthy' | 'neutral' | 'unhealthy' {
   return isFromServer && !neutralCodes.has(code) ? 'healthy' : 'neutral'
 }
 
+/** What is known of a statement that the server has stopped (57014), which says why in its own language only. */
+export interface Stop {
+  /** We had asked for it. */
+  readonly isAsked: boolean
+  readonly tookMs: number
+  /** The `statement_timeout` that the connection was opened with. */
+  readonly limitMs?: number | undefined
+}
+
+const stops = new WeakMap<object, Stop>()
+
+/** Keeps what is known of a stop for {@link toDatabaseError}. */
+export function noteStop(error: unknown, stop: Stop): void {
+  if (isServerReport(error) && error.code === '57014') stops.set(error, stop)
+}
+
+const farewells = new WeakMap<object, ServerReport>()
+
+/** Keeps what the server had said before its connection broke with this error. */
+export function noteFarewell(error: unknown, farewell: Pick<ServerReport, 'code' | 'message'>): void {
+  if (error instanceof Error && !isServerReport(error)) farewells.set(error, farewell)
+}
+
 /** What was going on when the error came. */
 export interface ErrorContext {
   /** SQL text with placeholders. */
@@ -205,7 +244,7 @@ export interface ErrorContext {
 export function toDatabaseError(cause: unknown, context: ErrorContext = {}): DatabaseError {
   if (isDatabaseError(cause)) return cause
   const code = classify(cause, context)
-  const report = isServerReport(cause) ? cause : undefined
+  const report = reportOf(cause)
   hideValues(cause, code)
   const init: DatabaseErrorInit = {
     cause,
@@ -234,7 +273,8 @@ export function discardsConnection(error: DatabaseError): boolean {
 }
 
 function classify(cause: unknown, context: ErrorContext): ErrorCode {
-  if (isServerReport(cause)) return classifyReport(cause)
+  const report = reportOf(cause)
+  if (report) return classifyReport(report, context)
   const code = errorCodeOf(cause)
   if (code !== undefined && isTlsCode(code)) return 'TLS_FAILED'
   const message = cause instanceof Error ? cause.message : ''
@@ -249,24 +289,49 @@ function classify(cause: unknown, context: ErrorContext): ErrorCode {
   return 'QUERY_FAILED'
 }
 
-function classifyReport(report: ServerReport): ErrorCode {
+function classifyReport(report: ServerReport, context: ErrorContext): ErrorCode {
   const isFatal = report.severity === 'FATAL' || report.severity === 'PANIC'
   // A pooler speaks for itself under the code for protocol errors; PostgreSQL's own come as ERROR.
   if (report.code === '08P01' && isFatal) return 'POOLER_REJECTED'
   if (report.code === '40001' && (isFatal || report.routine === 'ProcessInterrupts')) return 'RECOVERY_CONFLICT'
-  if (report.code === '57014' && report.message.includes('statement timeout')) return 'STATEMENT_TIMEOUT'
+  if (report.code === '57014') return classifyStop(report)
   if (report.code === '0A000' && report.routine === 'RevalidateCachedQuery') return 'CACHED_PLAN_CHANGED'
+  if ((report.code === '26000' || report.code === '42P05') && !isAboutOwnName(report.message, context.sql)) {
+    return report.code === '26000' ? 'UNDEFINED_OBJECT' : 'QUERY_FAILED'
+  }
   return bySqlState[report.code] ?? bySqlStateClass[report.code.slice(0, 2)] ?? 'QUERY_FAILED'
+}
+
+function classifyStop(report: ServerReport): ErrorCode {
+  const { isAsked = false, tookMs = 0, limitMs = Number.POSITIVE_INFINITY } = stops.get(report) ?? {}
+  if (isAsked) return 'QUERY_CANCELED'
+  // A COPY that its client ends fails with the same code, but not here.
+  if (report.routine === 'ProcessInterrupts' && tookMs >= limitMs) return 'STATEMENT_TIMEOUT'
+  // A limit of the role, the database or the session, which we do not know.
+  return report.message.includes('statement timeout') ? 'STATEMENT_TIMEOUT' : 'QUERY_CANCELED'
 }
 
 function describe(code: ErrorCode, cause: unknown, context: ErrorContext): string {
   const { meaning, remedy } = errorCatalog[code]
-  // Which server it was matters where the connection is the trouble, not the statement.
-  const where = context.target && connectionCodes.has(code) ? ` (${context.target})` : ''
-  const said = cause instanceof Error ? cause.message || errorCodeOf(cause) || '' : ''
+  const report = reportOf(cause)
+  const said = report?.message ?? (cause instanceof Error ? cause.message || errorCodeOf(cause) || '' : '')
+  return `${said ? `${withoutFinalStop(said)}${limitOf(code, said, cause, context)}${placeOf(code, said, report, context)}. ` : ''}${meaning} ${remedy}`
+}
+
+function limitOf(code: ErrorCode, said: string, cause: unknown, { limitMs }: ErrorContext): string {
   // `pg` says no more than this when its connect timeout has passed.
-  const limit = said === 'timeout expired' && context.limitMs !== undefined ? ` after ${context.limitMs} ms` : ''
-  return `${said ? `${withoutFinalStop(said)}${limit}${where}. ` : ''}${meaning} ${remedy}`
+  if (said === 'timeout expired' && limitMs !== undefined) return ` after ${limitMs} ms`
+  const stop = stops.get(cause as object)
+  if (code !== 'STATEMENT_TIMEOUT' || stop === undefined) return ''
+  // Another limit is at work where it came much sooner: of the role, the database or the session.
+  const { tookMs, limitMs: ownMs = Number.POSITIVE_INFINITY } = stop
+  return tookMs >= ownMs ? ` of ${ownMs} ms` : ` after ${Math.round(tookMs)} ms`
+}
+
+function placeOf(code: ErrorCode, said: string, report: ServerReport | undefined, { target }: ErrorContext): string {
+  // PostgreSQL names the table in all but two of these.
+  if (constraintCodes.has(code)) return report?.table && !said.includes(report.table) ? ` (table ${report.table})` : ''
+  return target && placeCodes.has(code) ? ` (${target})` : ''
 }
 
 function construct(code: ErrorCode, message: string, init: DatabaseErrorInit, context: ErrorContext): DatabaseError {
@@ -274,7 +339,9 @@ function construct(code: ErrorCode, message: string, init: DatabaseErrorInit, co
   if (connectionCodes.has(code)) return new ConnectionError(code, message, init)
   if (transactionCodes.has(code)) return new TransactionError(code, message, init)
   if (timeoutCodes.has(code)) {
-    const limit = context.limitMs === undefined ? {} : { limitMs: context.limitMs }
+    const limitMs =
+      context.limitMs ?? (code === 'STATEMENT_TIMEOUT' ? stops.get(init.cause as object)?.limitMs : undefined)
+    const limit = limitMs === undefined ? {} : { limitMs }
     return new TimeoutError(code as TimeoutError['code'], message, { ...init, ...limit })
   }
   return new DatabaseError(code, message, init)
@@ -302,6 +369,10 @@ function isServerReport(cause: unknown): cause is Error & ServerReport {
   if (!(cause instanceof Error)) return false
   const { code, severity } = cause as Partial<ServerReport>
   return typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code) && typeof severity === 'string'
+}
+
+function reportOf(cause: unknown): ServerReport | undefined {
+  return isServerReport(cause) ? cause : farewells.get(cause as object)
 }
 
 function severityOf(cause: unknown): string | undefined {

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { RootOperationNode } from 'kysely'
+import { RecentMap } from '../core/recent-map.ts'
 
 /** What is known of one SQL text, across all connections. */
 export interface StatementText {
@@ -20,9 +21,20 @@ export interface StatementText {
 
 const maxTexts = 5_000
 
-/** The texts that are in use; the least recently added is dropped first. */
+const ownName = /\bk_[\w-]{24}/
+const namesItsOwn = /\b(?:deallocate|execute|prepare)\b/i
+
+/**
+ * Whether what the server says of a prepared statement (26000, 42P05) is about a name that we gave, and not about one
+ * in the application's own PREPARE, EXECUTE or DEALLOCATE. The server quotes the name in every language.
+ */
+export function isAboutOwnName(message: string, sql: string | undefined): boolean {
+  return ownName.test(message) || sql === undefined || !namesItsOwn.test(sql)
+}
+
+/** The texts that are in use; what has not been asked for the longest is dropped first. */
 export class StatementTexts {
-  readonly #texts = new Map<string, StatementText>()
+  readonly #texts = new RecentMap<string, StatementText>(maxTexts)
 
   get(sql: string, node: RootOperationNode): StatementText {
     return this.#texts.get(sql) ?? this.#add(sql, node)
@@ -34,10 +46,6 @@ export class StatementTexts {
   }
 
   #add(sql: string, node: RootOperationNode | 'command'): StatementText {
-    if (this.#texts.size >= maxTexts) {
-      const [oldest] = this.#texts.keys()
-      if (oldest !== undefined) this.#texts.delete(oldest)
-    }
     // 63 bytes are a name's limit; PostgreSQL would cut longer ones and mix them up.
     const name = `k_${createHash('sha256').update(sql).digest('base64url').slice(0, 24)}`
     const text: StatementText = {

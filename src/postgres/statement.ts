@@ -2,14 +2,15 @@ import type { QueryResult } from 'kysely'
 import { Query } from 'pg'
 import { DatabaseError } from '../core/errors.ts'
 import type { PreparedStatements } from './prepared-statements.ts'
-import { type Field, type Shape, shapeOf } from './row-shape.ts'
-import type { StatementText } from './statement-text.ts'
-import { type DriverConnection, type Wire, wireOf } from './wire.ts'
+import type { RowTaker } from './row-reader.ts'
+import type { Field, Shape } from './row-shape.ts'
+import { isAboutOwnName, type StatementText } from './statement-text.ts'
+import { convertValues, type DriverConnection, type Wire, wireOf } from './wire.ts'
 
 /** A result, and the command tag's first word, such as `SELECT` or `ROLLBACK`. */
 export interface StatementResult<Row> extends QueryResult<Row> {
   readonly command: string
-  readonly extra?: string | null
+  readonly extra?: string | null | undefined
 }
 
 /** What a {@link Statement} is made of. */
@@ -24,7 +25,7 @@ export interface StatementRequest {
   readonly suffix?: StatementText | undefined
 }
 
-const nothing: readonly StatementText[] = []
+const nothing: readonly never[] = []
 
 /**
  * One statement on its way through a connection, as `pg` knows queries but without what they cost: where the
@@ -34,11 +35,11 @@ const nothing: readonly StatementText[] = []
 export class Statement<Row = unknown> {
   readonly text: StatementText
   readonly values: readonly unknown[]
-  readonly deadline: number
+  deadline: number
   /** As `performance.now()`. */
   sentAt = 0
   // Fields are plain, not private: the prototype below is exchanged, and they are read on the hot path.
-  private prepared: PreparedStatements | undefined
+  protected prepared: PreparedStatements | undefined
   private onAnswer: ((statement: Statement, error?: unknown) => void) | undefined
   /** Texts whose Parse is under way under their names, in the order sent; the unnamed one is `undefined`. */
   private readonly parses: (StatementText | undefined)[] = []
@@ -47,17 +48,19 @@ export class Statement<Row = unknown> {
   private suffix: StatementText | undefined
   private readonly resolve: (result: StatementResult<Row>) => void
   private readonly reject: (error: unknown) => void
-  private shape: Shape | undefined
+  protected shape: Shape | undefined
   // Not called `rows`: `pg` takes that for a limit, and refuses it on a pipelined connection.
-  private found: Row[] = []
-  private tag = ''
+  protected found: Row[] = []
+  protected tag = ''
   private extra: string | null | undefined
   /** Commands sent ahead that have not completed. */
-  private ahead: number
+  protected ahead: number
   private isBehind = false
   /** It relies on names that we gave; a name of the application's own is no business of ours. */
   private isNamed = false
-  private failure: unknown
+  /** Of the connection's names, when it was written. */
+  private epoch = 0
+  protected failure: unknown
   isSettled = false
   isCancelSent = false
 
@@ -74,6 +77,16 @@ export class Statement<Row = unknown> {
     this.ahead = this.prefix.length
     this.resolve = resolve
     this.reject = reject
+  }
+
+  /** Whether the time to its answer says how long the text takes on the server. */
+  get isTimed(): boolean {
+    return true
+  }
+
+  /** What the caller may do about a missed deadline. */
+  get remedy(): string {
+    return 'It may have run: check that before you repeat a write. Make the query faster, or raise timeoutMs or queryTimeoutMs.'
   }
 
   /** Says on which connection it goes out, and whom to tell when the server has answered it. */
@@ -102,28 +115,34 @@ export class Statement<Row = unknown> {
       wire.query([...this.prefix.map((command) => command.sql), text.sql].join('; '))
       return null
     }
-    try {
-      this.#write(prepared, wire)
-    } catch (error) {
-      // What was written of the statement does nothing and ends here.
-      this.failure = new DatabaseError(
-        'INVALID_ARGUMENT',
-        `A parameter cannot be sent: ${error instanceof Error ? error.message : 'it cannot be converted'}. Pass a plain value.`,
-        { cause: error, sql: text.sql },
-      )
-      wire.sync()
-    }
+    this.write(prepared, wire)
     return null
   }
 
-  #write(prepared: PreparedStatements, wire: Wire): void {
-    const { text, values } = this
+  /** Writes it by the extended protocol. What cannot be sent fails at its end. */
+  protected write(prepared: PreparedStatements, wire: Wire): void {
+    this.epoch = prepared.epoch
     for (const command of this.prefix) this.#writeCommand(prepared, wire, command)
+    const { text } = this
     if (prepared.has(text)) this.shape = prepared.shapeOf(text)
-    wire.bind(this.#prepare(prepared, wire, text), values)
+    try {
+      wire.bind(this.#prepare(prepared, wire, text), this.values)
+    } catch (error) {
+      // What was written of the statement does nothing and ends here.
+      this.failure = unsendable(text.sql, error)
+      return this.writeEnd(wire)
+    }
     if (this.shape === undefined) wire.describe()
+    this.writeExecute(prepared, wire)
+  }
+
+  protected writeExecute(prepared: PreparedStatements, wire: Wire): void {
     wire.execute()
     if (this.suffix !== undefined) this.#writeCommand(prepared, wire, this.suffix)
+    wire.sync()
+  }
+
+  protected writeEnd(wire: Wire): void {
     wire.sync()
   }
 
@@ -147,9 +166,8 @@ export class Statement<Row = unknown> {
   }
 
   handleRowDescription(message: { fields: readonly Field[] }): void {
-    this.shape = shapeOf(message.fields)
+    this.shape = this.prepared?.describe(this.text, message.fields)
     this.found = []
-    this.prepared?.describe(this.text, this.shape)
   }
 
   handleDataRow(message: { fields: readonly (string | null)[] }): void {
@@ -162,21 +180,30 @@ export class Statement<Row = unknown> {
       if (this.shape === undefined) throw new Error('a row came without a description of its columns')
       this.found.push(this.shape.build(message.fields) as Row)
     } catch (error) {
-      // A value that its parser refuses: the rest is read and the statement fails.
-      this.failure = new DatabaseError(
-        'INVALID_DATA',
-        'A value of the result cannot be read. Look at the parser of its type.',
-        {
-          cause: error,
-          sql: this.text.sql,
-        },
-      )
+      this.failure = unreadable(error, this.shape?.refused(message.fields), this.text.sql)
+    }
+  }
+
+  /** Itself, where its rows are to be taken from the bytes: their columns are known. */
+  get rowTaker(): RowTaker | undefined {
+    return this.isSubmitted && this.shape !== undefined && !this.isBehind ? this : undefined
+  }
+
+  takeRow(bytes: Buffer, at: number, end: number): void {
+    if (this.failure !== undefined || this.isSettled) return
+    const shape = this.shape as Shape
+    try {
+      this.found.push(shape.read(bytes, at, end) as Row)
+    } catch (error) {
+      this.failure = unreadable(error, shape.refused(bytes.subarray(at, end)), this.text.sql)
     }
   }
 
   handleCommandComplete(message: { text: string }): void {
     if (this.ahead > 0) this.ahead -= 1
     else if (!this.isBehind) {
+      // It gives no rows; the next time nobody needs to ask.
+      if (this.shape === undefined) this.prepared?.describe(this.text, nothing)
       this.tag = message.text
       this.isBehind = this.suffix !== undefined
     }
@@ -191,11 +218,20 @@ export class Statement<Row = unknown> {
   }
 
   handleCopyInResponse(connection: DriverConnection): void {
+    this.failure ??= this.copyRefusal('COPY … FROM STDIN has no source here and was stopped; nothing was written.')
     connection.sendCopyFail('COPY FROM STDIN has no source here')
   }
 
   handleCopyData(): void {
-    // COPY TO STDOUT through a query: its data has no place in a result.
+    this.failure ??= this.copyRefusal('COPY … TO STDOUT gives no rows, so a query has no place for what it sends.')
+  }
+
+  protected copyRefusal(what: string): DatabaseError {
+    return new DatabaseError(
+      'INVALID_ARGUMENT',
+      `${what} Read rows with database.stream, write them with database.insertMany, or use psql.`,
+      { sql: this.text.sql },
+    )
   }
 
   handleReadyForQuery(): void {
@@ -217,13 +253,38 @@ export class Statement<Row = unknown> {
       // Those behind that count on the name fail with it; without one, each gets the real reason.
       if (unparsed === text) text.isRefused = true
     }
-    if (this.isNamed && (sqlState === '26000' || sqlState === '42P05')) prepared?.noteLost(text, sqlState)
+    if (this.isNamed && (sqlState === '26000' || sqlState === '42P05')) this.#noteLost(error, sqlState)
     else if (isPlanChanged(error)) prepared?.forget(text)
     this.onAnswer?.(this as Statement, error)
     if (this.isSettled) return
     this.isSettled = true
     this.reject(this.failure ?? error)
   }
+
+  #noteLost(error: unknown, sqlState: string): void {
+    const message = error instanceof Error ? error.message : ''
+    if (isAboutOwnName(message, this.text.sql)) this.prepared?.noteLost(this.text, sqlState, this.epoch)
+  }
+}
+
+/**
+ * A query's parameters as they are sent, or `INVALID_ARGUMENT`. To be called before anything of the statement is
+ * written: see {@link convertValues}.
+ */
+export function sendable(sql: string, values: readonly unknown[]): readonly unknown[] {
+  try {
+    return convertValues(values)
+  } catch (error) {
+    throw unsendable(sql, error)
+  }
+}
+
+function unsendable(sql: string, error: unknown): DatabaseError {
+  return new DatabaseError(
+    'INVALID_ARGUMENT',
+    `A parameter cannot be sent: ${error instanceof Error ? error.message : 'it cannot be converted'}. Pass a plain value.`,
+    { cause: error, sql },
+  )
 }
 
 // A pipelined client takes only instances of its own class; inheriting its constructor would cost an emitter and a
@@ -240,10 +301,19 @@ function isPlanChanged(error: unknown): boolean {
   return code === '0A000' && routine === 'RevalidateCachedQuery'
 }
 
+/** A value that its parser refuses, of the column if that is known: the rest is read and the statement fails. */
+function unreadable(cause: unknown, column: string | undefined, sql: string): DatabaseError {
+  const where = column === undefined ? 'A value of the result' : `A value of the column ${column}`
+  // One of ours says what to do; what another says may hold the value.
+  const reason = cause instanceof DatabaseError ? `: ${cause.message}` : '. Look at the parser of its type.'
+  return new DatabaseError('INVALID_DATA', `${where} cannot be read${reason}`, { cause, sql })
+}
+
 function resultOf<Row>(rows: Row[], tag: string, extra: string | null | undefined): StatementResult<Row> {
   const space = tag.indexOf(' ')
   const command = space < 0 ? tag : tag.slice(0, space)
-  const isChange = command === 'INSERT' || command === 'UPDATE' || command === 'DELETE' || command === 'MERGE'
-  const result = extra === undefined ? { command, rows } : { command, rows, extra }
-  return isChange ? { ...result, numAffectedRows: BigInt(tag.slice(tag.lastIndexOf(' ') + 1)) } : result
+  if (command === 'INSERT' || command === 'UPDATE' || command === 'DELETE' || command === 'MERGE') {
+    return { command, rows, extra, numAffectedRows: BigInt(tag.slice(tag.lastIndexOf(' ') + 1)) }
+  }
+  return { command, rows, extra }
 }

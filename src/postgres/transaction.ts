@@ -3,11 +3,10 @@ import type { AccessMode, CompiledQuery, IsolationLevel } from 'kysely'
 import { type Limits, limitsFrom, tighter } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from '../core/errors.ts'
 import { pause } from '../resilience/retry.ts'
-import { parameterOf } from './connection.ts'
-import type { Ambient, CallOptions, Engine, StatementTarget } from './engine.ts'
-import type { CallSite, Session } from './pool.ts'
+import type { Ambient, CallOptions, Engine, ReplicaChoice, StatementTarget } from './engine.ts'
+import type { CallSite, Session, SessionStream } from './pool.ts'
 import { isConnectionGone, toDatabaseError } from './sqlstate.ts'
-import type { StatementResult } from './statement.ts'
+import { sendable, type StatementRequest, type StatementResult } from './statement.ts'
 import type { StatementText } from './statement-text.ts'
 
 /** How a transaction runs. Only `timeoutMs` has a meaning in a nested one; the rest is that of the outermost. */
@@ -24,6 +23,11 @@ export interface TransactionOptions {
   /** Further codes after which the whole may run again; only sensible where its effects are all in the database. */
   readonly retryOn?: readonly ErrorCode[] | undefined
   readonly signal?: AbortSignal | undefined
+  /**
+   * Runs it read only on a replica, or on the primary where none is fit. When its server fails it runs again, whole, on
+   * another. @default false
+   */
+  readonly replica?: ReplicaChoice | boolean | undefined
 }
 
 /** Run when a transaction has ended; what they return is awaited. */
@@ -61,7 +65,9 @@ export class Transactions {
   /** Ends a transaction well, and runs its hooks. */
   async commit(scope: Scope): Promise<void> {
     await scope.commit()
-    if (scope.parent === undefined) await this.#runHooks(scope.takeHooks('commit'))
+    if (scope.parent !== undefined) return
+    const hooks = scope.takeHooks('commit')
+    if (hooks.length > 0) await this.#runHooks(hooks)
   }
 
   /** Undoes a transaction after a failure. Never rejects. */
@@ -139,7 +145,7 @@ export class Transactions {
   async #runToEnd<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
     try {
       const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
-      await scope.settle()
+      if (scope.isUnsettled) await scope.settle()
       await this.commit(scope)
       return result
     } catch (error) {
@@ -223,10 +229,13 @@ function beginSql({ isolationLevel, accessMode, deferrable }: TransactionOptions
   return modes.length === 0 ? 'begin' : `begin ${modes.join(' ')}`
 }
 
-async function withinLimits<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
-  const { deadline, budgetMs, signal } = scope.limits
+function withinLimits<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
+  const { deadline, signal } = scope.limits
+  return deadline === Number.POSITIVE_INFINITY && signal === undefined ? work() : withinSome(scope.limits, work)
+}
+
+async function withinSome<T>({ deadline, budgetMs, signal }: Limits, work: () => Promise<T>): Promise<T> {
   signal?.throwIfAborted()
-  if (deadline === Number.POSITIVE_INFINITY && signal === undefined) return work()
   const stopped = Promise.withResolvers<never>()
   const onAbort = (): void => stopped.reject(signal?.reason)
   const onTimeout = (): void =>
@@ -237,7 +246,9 @@ async function withinLimits<T>(scope: Scope, work: () => Promise<T>): Promise<T>
         { limitMs: budgetMs },
       ),
     )
-  const timer = deadline === Number.POSITIVE_INFINITY ? undefined : setTimeout(onTimeout, deadline - performance.now())
+  // It may have passed while a connection was waited for; Node warns of a negative time.
+  const leftMs = Math.max(0, deadline - performance.now())
+  const timer = deadline === Number.POSITIVE_INFINITY ? undefined : setTimeout(onTimeout, leftMs)
   signal?.addEventListener('abort', onAbort, { once: true })
   try {
     const working = work()
@@ -274,7 +285,6 @@ export class Scope implements StatementTarget {
   /** Of the outermost: the number by which the server knows it, once it has written. */
   #transactionId: string | undefined
   #hasOnlyRead = true
-  #isStreaming = false
 
   constructor(engine: Engine, session: Session, parent: Scope | undefined, opening: string, limits: Limits) {
     this.#engine = engine
@@ -312,7 +322,8 @@ export class Scope implements StatementTarget {
         this.session,
         {
           text,
-          values: query.parameters,
+          // First of all: an object's own conversion may send statements.
+          values: sendable(query.sql, query.parameters),
           deadline: limits.deadline,
           prefix: this.#commandsAhead(),
           suffix: writes && root.#transactionId === undefined ? root.#askTransactionId() : undefined,
@@ -338,20 +349,26 @@ export class Scope implements StatementTarget {
     }
   }
 
-  /** Makes the connection that of a stream until {@link closeStream}: its cursor lets no statement through. */
-  async openStream(): Promise<void> {
-    this.#assertUsable('A stream')
-    this.#root.#hasOnlyRead = false
-    for (const command of this.#commandsAhead() ?? []) await this.#command(command.sql)
-    this.#root.#isStreaming = true
+  /** Makes the connection that of a stream until {@link Session.stream} is cleared: its portal lets no statement through. */
+  beginStream(stream: SessionStream, query: CompiledQuery): StreamBeginning {
+    this.#assertUsable('A stream', query.sql)
+    const engine = this.#engine
+    const text = engine.texts.get(query.sql, query.query)
+    if (!text.isRead) this.#root.#hasOnlyRead = false
+    const request = { text, values: sendable(query.sql, query.parameters), prefix: this.#commandsAhead() }
+    this.session.stream = stream
+    return request
   }
 
-  closeStream(): void {
-    this.#root.#isStreaming = false
+  /** What became of a statement that was not sent by {@link execute}. */
+  noteOutcome(error: DatabaseError | undefined): void {
+    if (error !== undefined) this.#fail(error)
+    else if (this.#failure?.sqlState !== undefined) this.#failure = undefined
   }
 
   addHook(kind: 'commit' | 'rollback', hook: Hook): void {
-    this.#assertUsable(kind === 'commit' ? 'afterCommit' : 'afterRollback')
+    // It sends nothing, so it may come inside the loop of a stream.
+    this.#assertOpen(kind === 'commit' ? 'afterCommit' : 'afterRollback')
     this.#hooks[kind].push(hook)
   }
 
@@ -363,21 +380,30 @@ export class Scope implements StatementTarget {
     return hooks
   }
 
-  /** Waits for statements that nobody awaited, and fails if there were any: their outcome was left to chance. */
-  async settle(): Promise<void> {
-    const [forgotten] = this.#running
+  /** Something that was started in it has not come to its end. */
+  get isUnsettled(): boolean {
     const hasOpenChild = this.#child !== undefined && !this.#child.#hasEnded
-    if (forgotten === undefined && !hasOpenChild) return
+    return this.#running.size > 0 || hasOpenChild || this.session.stream !== undefined
+  }
+
+  /** Waits for what nobody awaited, and fails: its outcome was left to chance. */
+  async settle(): Promise<never> {
+    const [forgotten] = this.#running
+    const { stream } = this.session
+    stream?.stop()
     await this.session.channel.whenIdle()
+    const sql = forgotten?.sql ?? stream?.sql
+    const what = stream && !forgotten ? 'this stream had been read or left' : 'this statement had ended'
     throw new TransactionError(
       'TRANSACTION_MISUSE',
-      `The transaction's function returned before ${forgotten ? `this statement had ended: ${forgotten.sql}` : 'a nested transaction had ended'}. ` +
+      `The transaction's function returned before ${sql === undefined ? 'a nested transaction had ended' : `${what}: ${sql}`}. ` +
         'The transaction was rolled back. Await everything that you start in it.',
-      { sql: forgotten?.sql },
+      { sql },
     )
   }
 
   async commit(): Promise<void> {
+    if (this.session.stream) this.#assertUsable('The end of a transaction')
     if (this.#failure) {
       throw new TransactionError(
         'TRANSACTION_ABORTED',
@@ -420,8 +446,8 @@ export class Scope implements StatementTarget {
   /** With the first write: its number and, once for each connection, the mark that a crash of the server changes. */
   #askTransactionId(): StatementText | undefined {
     const { session } = this
-    // Only PostgreSQL 14 and later reports it; others that speak the protocol may not have the functions.
-    if (parameterOf(session.channel.client, 'in_hot_standby') === undefined) return undefined
+    // Others that speak the protocol may not have the functions.
+    if (!session.knowsOutcomes) return undefined
     return this.#engine.texts.command(session.crashMark === undefined ? askNumberAndMark : askNumber)
   }
 
@@ -469,7 +495,8 @@ export class Scope implements StatementTarget {
     this.#hasEnded = true
     throw new TransactionError(
       'TRANSACTION_ABORTED',
-      'The server rolled the transaction back instead of committing it, because an earlier statement had failed.',
+      'The server rolled the transaction back instead of committing it, because an earlier statement had failed. ' +
+        'Look at its error; let it pass, or put what may fail into a nested transaction.',
     )
   }
 
@@ -537,18 +564,15 @@ export class Scope implements StatementTarget {
   }
 
   #assertUsable(what: string, sql?: string): void {
+    this.#assertOpen(what, sql)
+    if (this.session.stream) throw insideStream(what, sql)
+  }
+
+  #assertOpen(what: string, sql?: string): void {
     if (this.#hasEnded) {
       throw new TransactionError(
         'TRANSACTION_MISUSE',
         `${what} came after its transaction had ended. Await everything inside the transaction's function.`,
-        { sql },
-      )
-    }
-    if (this.#root.#isStreaming) {
-      throw new TransactionError(
-        'TRANSACTION_MISUSE',
-        `${what} came inside the loop of a stream on the same transaction, whose cursor holds the connection: it would wait for ever. ` +
-          'Collect the rows first, or stream outside the transaction.',
         { sql },
       )
     }
@@ -561,6 +585,19 @@ export class Scope implements StatementTarget {
       )
     }
   }
+}
+
+/** What a stream in a transaction sends first. */
+export type StreamBeginning = Pick<StatementRequest, 'prefix' | 'text' | 'values'>
+
+/** The error for what would wait for ever behind the portal of a stream. */
+export function insideStream(what: string, sql: string | undefined): TransactionError {
+  return new TransactionError(
+    'TRANSACTION_MISUSE',
+    `${what} came inside the loop of a stream on the same connection, which that holds until its end: it would wait for ever. ` +
+      'Collect the rows first, or stream outside the transaction.',
+    { sql },
+  )
 }
 
 interface OutcomeRow {

@@ -15,9 +15,33 @@ export interface Wire {
   /** Throws, and has written nothing, when a value cannot be converted. */
   bind(name: string, values: readonly unknown[]): void
   describe(): void
-  execute(): void
+  /** Without a limit, all rows. */
+  execute(limit?: number): void
   close(name: string): void
+  /** Ends the portal, and what it holds on the server. */
+  closePortal(): void
+  /** Has the server answer what it was sent so far; this is written at once. */
+  flush(): void
   sync(): void
+}
+
+/** A value as the text of its parameter, with which the server can make any type of it. */
+export function textOf(value: unknown): string | null {
+  const sent = prepareValue(value) ?? null
+  return Buffer.isBuffer(sent) ? `\\x${sent.toString('hex')}` : sent
+}
+
+/**
+ * The values as they are sent. An object's own `toPostgres` or `toJSON` runs here, and may itself send statements: that
+ * must not happen while a message is half written. Throws when a value cannot be converted.
+ */
+export function convertValues(values: readonly unknown[]): readonly unknown[] {
+  for (const value of values) if (typeof value === 'object' && value !== null) return values.map(convert)
+  return values
+}
+
+function convert(value: unknown): unknown {
+  return prepareValue(value) ?? null
 }
 
 /** What `pg` passes to a query that is to be written; its declarations leave most of it out. */
@@ -29,7 +53,8 @@ export interface DriverConnection {
   bind(message: { statement: string; values: readonly unknown[]; valueMapper: (value: unknown) => unknown }): void
   describe(message: { type: 'P' }): void
   execute(message?: object): void
-  close(message: { type: 'S'; name: string }): void
+  close(message: { type: 'P' | 'S'; name: string }): void
+  flush(): void
   sync(): void
   sendCopyFail(reason: string): void
 }
@@ -95,10 +120,10 @@ class SocketWire implements Wire {
     this.#finish(start)
   }
 
-  execute(): void {
+  execute(limit = 0): void {
     const start = this.#begin(0x45)
     this.#bytes[this.#length++] = 0
-    this.#int32(0)
+    this.#int32(limit)
     this.#finish(start)
   }
 
@@ -107,6 +132,19 @@ class SocketWire implements Wire {
     this.#bytes[this.#length++] = 0x53
     this.#text(name)
     this.#finish(start)
+  }
+
+  closePortal(): void {
+    const start = this.#begin(0x43)
+    this.#bytes[this.#length++] = 0x50
+    this.#bytes[this.#length++] = 0
+    this.#finish(start)
+  }
+
+  flush(): void {
+    this.#finish(this.#begin(0x48))
+    // A loop over rows that are there already lets no tick end, and the server would have nothing to do meanwhile.
+    this.#flush()
   }
 
   sync(): void {
@@ -179,13 +217,13 @@ class SocketWire implements Wire {
   }
 
   #text(text: string): void {
-    this.#reserve(text.length * 3 + 8)
+    this.#reserve(mostBytes(text) + 8)
     this.#length += this.#bytes.write(text, this.#length, 'utf8')
     this.#bytes[this.#length++] = 0
   }
 
   #value(text: string): void {
-    this.#reserve(text.length * 3 + 8)
+    this.#reserve(mostBytes(text) + 8)
     const length = this.#bytes.write(text, this.#length + 4, 'utf8')
     this.#int32(length)
     this.#length += length
@@ -203,10 +241,16 @@ class SocketWire implements Wire {
   #reserve(count: number): void {
     const wanted = this.#length + count
     if (wanted <= this.#bytes.length) return
-    const larger = Buffer.allocUnsafe(Math.max(wanted, this.#bytes.length * 2))
+    // With room for what follows a long value, which would otherwise be copied into twice its size for some bytes.
+    const larger = Buffer.allocUnsafe(Math.max(wanted + initialSize, this.#bytes.length * 2))
     this.#bytes.copy(larger, 0, 0, this.#length)
     this.#bytes = larger
   }
+}
+
+/** How many bytes a text takes at most. Of a long one it is counted, which is less than what thrice the room costs. */
+function mostBytes(text: string): number {
+  return text.length < 4_096 ? text.length * 3 : Buffer.byteLength(text)
 }
 
 class MethodWire implements Wire {
@@ -234,12 +278,20 @@ class MethodWire implements Wire {
     this.#connection.describe({ type: 'P' })
   }
 
-  execute(): void {
-    this.#connection.execute()
+  execute(limit = 0): void {
+    this.#connection.execute({ rows: limit })
   }
 
   close(name: string): void {
     this.#connection.close({ type: 'S', name })
+  }
+
+  closePortal(): void {
+    this.#connection.close({ type: 'P', name: '' })
+  }
+
+  flush(): void {
+    this.#connection.flush()
   }
 
   sync(): void {

@@ -307,7 +307,10 @@ export abstract class Repository<
 
   /** Throws the `NotFoundError` of a row that had to be there. */
   protected missing(): never {
-    throw new NotFoundError(`${this.table} has no row with this ${this.key}.`, { table: this.table })
+    throw new NotFoundError(
+      `${this.table} has no row with this ${this.key}. Check the key, or use findById where absence is normal.`,
+      { table: this.table },
+    )
   }
 
   /** What an insert gave back; `QUERY_FAILED` when that is nothing. For inserts of your own. */

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { Kysely } from 'kysely'
+import type { ValueTypes } from '../core/config.ts'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import type { ConnectionSource } from '../postgres/connection.ts'
 import { sourceDialect } from '../postgres/dialect.ts'
@@ -13,6 +14,8 @@ import { Migrator } from './migrator.ts'
 export interface CodegenOptions {
   /** The folder of the migrations. */
   readonly migrationsDirectory: string
+  /** As what values are read: the same as `postgres.types` of the program. @default strings, and Date for date */
+  readonly types?: ValueTypes | undefined
 }
 
 /** Where types come from and where they are kept. */
@@ -25,7 +28,7 @@ export interface TypesFileOptions extends CodegenOptions {
  * `ConstraintName`. It applies all migrations to an embedded PostgreSQL in memory, so it needs no server, reads no
  * configuration and gives the same text for the same migrations.
  *
- * bigint and numeric are strings, timestamps are Date, as `pg` returns them; what PostgreSQL always computes itself and
+ * bigint and numeric are strings and date is Date unless `types` says otherwise, timestamps are Date; what PostgreSQL always computes itself and
  * the columns of views cannot be written.
  *
  * Fails with `CODEGEN_FAILED` when a development dependency is missing, and as {@link Migrator.up} does when a
@@ -39,8 +42,8 @@ export async function generateTypes(options: CodegenOptions): Promise<string> {
     const db = new Kysely<unknown>({ dialect: sourceDialect(source) })
     try {
       const facts = await readCatalogFacts(db)
-      const tables = await describeTables(db, facts)
-      return `${header}${tables}\n${constraintUnion(facts.constraintNames)}`
+      const tables = await describeTables(db, facts, options.types)
+      return `${headerFor(options.types)}${tables}\n${constraintUnion(facts.constraintNames)}`
     } finally {
       await db.destroy()
     }
@@ -64,7 +67,11 @@ export async function writeTypes(options: TypesFileOptions): Promise<{ readonly 
     await rename(draft, outFile)
   } catch (cause) {
     await rm(draft, { force: true })
-    throw codegenFailed(`${outFile} cannot be written`, 'Name a file in a folder that this user may write', cause)
+    throw codegenFailed(
+      `${outFile} cannot be written (${reasonOf(cause)})`,
+      'Name a file in a folder that this user may write',
+      cause,
+    )
   }
   return { changed: true }
 }
@@ -85,6 +92,14 @@ const header = `/**
  * a migration and generate them again.
  */
 `
+
+/** Says what was chosen, so that a check that fails for it can be understood. */
+function headerFor(types: ValueTypes = {}): string {
+  const chosen = Object.entries(types).flatMap(([type, read]) => (read === undefined ? [] : [`${type}: ${read}`]))
+  return chosen.length === 0
+    ? header
+    : header.replace(' */', ` *\n * Values are read with postgres.types ${chosen.toSorted().join(', ')}.\n */`)
+}
 
 function constraintUnion(names: readonly string[]): string {
   const members = names.map((name) => `\n  | '${name.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`)
@@ -121,7 +136,7 @@ async function readTypes(file: string): Promise<string | undefined> {
     return (await readFile(file, 'utf8')).replaceAll('\r\n', '\n')
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw codegenFailed(`${file} cannot be read`, 'Name a file that this user may read', cause)
+    throw codegenFailed(`${file} cannot be read (${reasonOf(cause)})`, 'Name a file that this user may read', cause)
   }
 }
 
@@ -148,6 +163,10 @@ function excerpt(sign: string, lines: readonly string[]): readonly string[] {
   const shown = lines.slice(0, shownLines).map((line) => `${sign} ${line}`)
   const rest = lines.length - shown.length
   return rest > 0 ? [...shown, `${sign} … (${rest} more lines)`] : shown
+}
+
+function reasonOf(cause: unknown): string {
+  return (cause as NodeJS.ErrnoException).code ?? 'no reason given'
 }
 
 function codegenFailed(what: string, remedy: string, cause: unknown): DatabaseError {

@@ -1,10 +1,11 @@
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type MigrationBuilder, PG_MIGRATE_LOCK_ID, runner } from 'node-pg-migrate'
+import { type MigrationBuilder, PG_MIGRATE_LOCK_ID, runner, type RunnerOption } from 'node-pg-migrate'
 import type { Logger } from '../core/config.ts'
 import { DatabaseError, MigrationError } from '../core/errors.ts'
-import { type Client, type ConnectionSource, endClient } from '../postgres/connection.ts'
-import { toDatabaseError } from '../postgres/sqlstate.ts'
+import type { ConnectionSource } from '../postgres/connection.ts'
+import { isConnectionGone, toDatabaseError } from '../postgres/sqlstate.ts'
+import { BoundedClient } from './bounded-client.ts'
 import {
   compareNumbers,
   lineAt,
@@ -25,7 +26,10 @@ export interface MigratorOptions {
    * and tried again, six times in all, with a pause of about the same length in between. @default 5000
    */
   readonly lockTimeoutMs?: number | undefined
-  /** How long one statement may run; `false` is no limit. The embedded PostgreSQL has none. @default 600000 */
+  /**
+   * How long one statement may run; `false` is no limit. The embedded PostgreSQL has none. A server that does not answer
+   * five seconds after the limit is taken for frozen and given up; without a limit it is waited for. @default 600000
+   */
   readonly statementTimeoutMs?: number | false | undefined
   /** How long to wait for another process that is migrating. @default 60000 */
   readonly waitForLockMs?: number | undefined
@@ -51,6 +55,8 @@ type Direction = 'down' | 'up'
 const ledgerTable = 'pgmigrations'
 const lockAttempts = 6
 const lockPollMs = 200
+/** How much later than its limit the server may say that it was reached. */
+const answerGraceMs = 5_000
 
 /**
  * Brings the schema of one database to what the files of a folder say. Each file runs in a transaction of its own
@@ -126,7 +132,7 @@ export class Migrator {
   /** All migrations of the folder and of the database, in their order. Takes no lock and changes nothing. */
   async status(): Promise<readonly MigrationStatus[]> {
     const files = await readMigrations(this.#directory)
-    const client = await this.#source.connect()
+    const client = await this.#connect()
     try {
       const applied = new Map((await readLedger(client)).map((row) => [row.name, row.appliedAt]))
       const present = new Set(files.map((file) => file.name))
@@ -139,7 +145,7 @@ export class Migrator {
           return { name, state: present.has(name) ? state : 'missing', appliedAt }
         })
     } finally {
-      await endClient(client)
+      await client.end()
     }
   }
 
@@ -244,16 +250,17 @@ export class Migrator {
     }
   }
 
-  async #run(client: Client, file: MigrationFile, direction: Direction): Promise<void> {
+  async #run(client: BoundedClient, file: MigrationFile, direction: Direction): Promise<void> {
     let failed: { readonly statement: MigrationStatement; readonly cause: unknown } | undefined
+    const limitMs = this.#statementTimeoutMs !== false && this.#waitMs(this.#statementTimeoutMs)
     // node-pg-migrate has opened the transaction when it calls this, and records the file before it commits.
-    const runStatements = async ({ db }: MigrationBuilder): Promise<void> => {
-      await db.query(
+    const runStatements = async (): Promise<void> => {
+      await client.query(
         `set local lock_timeout = ${this.#lockTimeoutMs}; set local statement_timeout = ${this.#statementTimeoutMs || 0}; set local timezone = 'UTC'`,
       )
       for (const statement of file[direction]) {
         try {
-          await db.query(statement.sql)
+          await client.query(statement.sql, undefined, limitMs)
         } catch (cause) {
           failed = { statement, cause }
           throw cause
@@ -261,11 +268,11 @@ export class Migrator {
       }
     }
     // It tells the directions apart by the identity of these two.
-    const up = (builder: MigrationBuilder): Promise<void> => runStatements(builder)
-    const down = (builder: MigrationBuilder): Promise<void> => runStatements(builder)
+    const up = (_builder: MigrationBuilder): Promise<void> => runStatements()
+    const down = (_builder: MigrationBuilder): Promise<void> => runStatements()
     try {
       await runner({
-        dbClient: client,
+        dbClient: runnerClient(client, limitMs),
         dir: this.#directory,
         file: file.name,
         direction,
@@ -284,23 +291,15 @@ export class Migrator {
         logger: silent,
       })
     } catch (error) {
-      throw this.#failure(file, failed?.cause ?? error, failed?.statement)
+      if (failed) throw this.#failure(file, failed.cause, failed.statement)
+      const { firstFailure } = client
+      throw firstFailure ? stepFailure(file, firstFailure.sql, firstFailure.error) : toDatabaseError(error)
     }
   }
 
-  #failure(file: MigrationFile, cause: unknown, statement: MigrationStatement | undefined): MigrationError {
+  #failure(file: MigrationFile, cause: unknown, statement: MigrationStatement): MigrationError {
     const limitMs = this.#statementTimeoutMs || undefined
-    const typed = toDatabaseError(cause, {
-      inTransaction: true,
-      ...(statement ? { sql: statement.sql } : { phase: 'commit' }),
-    })
-    if (!statement) {
-      return new MigrationError(
-        'MIGRATION_FAILED',
-        `${file.file} could not be committed: ${typed.message} \`kanta migrate status\` tells whether it is applied.`,
-        { cause: typed, file: file.file, sqlState: typed.sqlState },
-      )
-    }
+    const typed = toDatabaseError(cause, { inTransaction: true, sql: statement.sql })
     const line = statement.line + lineAt(statement.sql, failingOffset(statement.sql, cause)) - 1
     const said = typed.sqlState && cause instanceof Error ? `${cause.message} (${typed.sqlState})` : typed.message
     const limit =
@@ -315,7 +314,7 @@ export class Migrator {
 
   /** Runs work while no other migrator can. */
   async #locked<T>(work: (session: MigrationSession) => Promise<T>): Promise<T> {
-    const client = await this.#source.connect()
+    const client = await this.#connect()
     try {
       // The embedded PostgreSQL has one session: whoever holds it needs no lock, and there is no second one to work on.
       if (this.#source.maxConnections === 1) return await work({ client, withClient: (run) => run(client) })
@@ -327,21 +326,31 @@ export class Migrator {
         await client.query('select pg_advisory_unlock($1)', [lockKey]).catch(() => undefined)
       }
     } finally {
-      await endClient(client)
+      await client.end()
     }
   }
 
-  async #withNewClient<T>(run: (client: Client) => Promise<T>): Promise<T> {
-    const client = await this.#source.connect()
+  /** Of what the migrator asks for itself, only a lock on its own table can take long. */
+  #connect(): Promise<BoundedClient> {
+    return BoundedClient.connect(this.#source, this.#waitMs(this.#lockTimeoutMs))
+  }
+
+  /** How long to wait for what the server ends by itself after a time. The embedded one freezes only with this process. */
+  #waitMs(serverLimitMs: number): number | false {
+    return this.#source.maxConnections > 1 && serverLimitMs + answerGraceMs
+  }
+
+  async #withNewClient<T>(run: (client: BoundedClient) => Promise<T>): Promise<T> {
+    const client = await this.#connect()
     try {
       await client.query("select set_config('application_name', $1, false)", [sessionName()]).catch(rethrowTyped)
       return await run(client)
     } finally {
-      await endClient(client)
+      await client.end()
     }
   }
 
-  async #acquireLock(client: Client): Promise<void> {
+  async #acquireLock(client: BoundedClient): Promise<void> {
     const deadline = performance.now() + this.#waitForLockMs
     await client.query("select set_config('application_name', $1, false)", [sessionName()]).catch(rethrowTyped)
     for (let told = false; ; told = true) {
@@ -366,8 +375,8 @@ export class Migrator {
 
 /** A session that keeps other migrators out, and the way to one for work. */
 interface MigrationSession {
-  readonly client: Client
-  withClient<T>(run: (client: Client) => Promise<T>): Promise<T>
+  readonly client: BoundedClient
+  withClient<T>(run: (client: BoundedClient) => Promise<T>): Promise<T>
 }
 
 interface LedgerRow {
@@ -376,7 +385,7 @@ interface LedgerRow {
 }
 
 /** node-pg-migrate would make the same table; but its error hides what PostgreSQL said. */
-async function ensureLedger(client: Client): Promise<void> {
+async function ensureLedger(client: BoundedClient): Promise<void> {
   try {
     if (await hasLedger(client)) return
     await client.query(
@@ -387,14 +396,14 @@ async function ensureLedger(client: Client): Promise<void> {
   }
 }
 
-async function hasLedger(client: Client): Promise<boolean> {
+async function hasLedger(client: BoundedClient): Promise<boolean> {
   const { rows } = await client.query<{ exists: boolean }>(
     `select to_regclass('public.${ledgerTable}') is not null as exists`,
   )
   return rows[0]?.exists === true
 }
 
-async function readLedger(client: Client): Promise<readonly LedgerRow[]> {
+async function readLedger(client: BoundedClient): Promise<readonly LedgerRow[]> {
   try {
     if (!(await hasLedger(client))) return []
     const { rows } = await client.query<{ name: string; applied_at: Date }>(
@@ -408,7 +417,7 @@ async function readLedger(client: Client): Promise<readonly LedgerRow[]> {
 
 const lockKey = String(PG_MIGRATE_LOCK_ID)
 
-async function describeHolder(client: Client): Promise<string> {
+async function describeHolder(client: BoundedClient): Promise<string> {
   const { rows } = await client
     .query<{ pid: number; application_name: string | null; age: string | null }>(
       `select l.pid, a.application_name, date_trunc('second', clock_timestamp() - a.backend_start)::text as age
@@ -433,6 +442,40 @@ const hints: Readonly<Record<string, string>> = {
   '25001': ' Each file runs in a transaction, in which this statement is not allowed.',
   '42501': ' Migrate with a role that owns the tables and may create in the schema.',
   '55P03': ` No lock on a table was granted in ${lockAttempts} attempts; see who holds it with pg_blocking_pids, or migrate when less is going on.`,
+}
+
+type RunnerClient = NonNullable<Extract<RunnerOption, { dbClient?: unknown }>['dbClient']>
+
+/** What node-pg-migrate sends by itself; of that only COMMIT, which checks deferred constraints, takes as long as a statement. */
+function runnerClient(client: BoundedClient, limitMs: number | false): RunnerClient {
+  const query = (sql: string): Promise<unknown> => client.query(sql, undefined, sql === 'COMMIT' ? limitMs : undefined)
+  return { query } as unknown as RunnerClient
+}
+
+/** A failure of what is around the statements of a file. */
+function stepFailure(file: MigrationFile, sql: string, cause: unknown): MigrationError {
+  const isCommit = sql === 'COMMIT'
+  const error = toDatabaseError(cause, { inTransaction: true, sql, ...(isCommit && { phase: 'commit' }) })
+  const said = error.sqlState && cause instanceof Error ? `${cause.message} (${error.sqlState})` : error.message
+  // A backend that is ended at COMMIT may have committed before it said so.
+  const isUnknown = isCommit && (error.sqlState === undefined || isConnectionGone(error))
+  const outcome = isUnknown
+    ? '`kanta migrate status` tells whether it is applied.'
+    : 'Nothing of this file is in effect.'
+  const hint = hints[error.sqlState ?? ''] ?? ''
+  return new MigrationError(
+    'MIGRATION_FAILED',
+    `${file.file} ${stepOf(sql)}: ${said.replace(/\.$/, '')}.${hint} ${outcome}`,
+    { cause: error, file: file.file, sql, sqlState: error.sqlState },
+  )
+}
+
+function stepOf(sql: string): string {
+  if (sql === 'COMMIT') return 'could not be committed'
+  if (sql === 'BEGIN') return 'was not begun, because no transaction could be opened'
+  if (/^INSERT|^DELETE/.test(sql)) return `ran, but could not be noted in ${ledgerTable}`
+  if (sql.startsWith('set local')) return 'was not begun, because its limits could not be set'
+  return `was not begun, because ${ledgerTable} could not be read`
 }
 
 /** PostgreSQL counts characters from 1; a string of ours counts UTF-16 units from 0. */

@@ -19,20 +19,33 @@ import {
   type StatementNode,
   TemplateNode,
   TypeScriptSerializer,
+  UnionExpressionNode,
 } from 'kysely-codegen'
 import type { Kysely } from 'kysely'
+import type { ValueTypes } from '../core/config.ts'
 import type { CatalogFacts } from './catalog-facts.ts'
 
 /** The tables of the connected database as TypeScript: what kysely-codegen writes, with what it leaves out. */
-export function describeTables(db: Kysely<unknown>, facts: CatalogFacts): Promise<string> {
+export function describeTables(db: Kysely<unknown>, facts: CatalogFacts, types: ValueTypes = {}): Promise<string> {
+  // Unless told otherwise dates are Date, and numbers that a double may not hold are strings.
+  const dialect = new PostgresDialect({
+    dateParser: types.date === 'string' ? 'string' : 'timestamp',
+    numericParser: types.numeric ?? 'string',
+  })
+  if (types.int8 !== undefined) dialect.adapter.definitions['Int8'] = int8Column(types.int8)
   return generate({
     db,
-    // What `pg` does unless told otherwise: dates are Date, numbers that a double may not hold are strings.
-    dialect: new PostgresDialect({ dateParser: 'timestamp', numericParser: 'string' }),
+    dialect,
     excludePattern: '{kanta.*,*.pgmigrations}',
     outFile: null,
     serializer: new TypeSerializer(facts),
   })
+}
+
+/** All three can be written, whatever is read. */
+function int8Column(read: 'bigint' | 'number' | 'string'): ColumnTypeNode {
+  const written = new UnionExpressionNode(['bigint', 'number', 'string'].map((name) => new IdentifierNode(name)))
+  return new ColumnTypeNode(new IdentifierNode(read), written, written)
 }
 
 const readOnlyName = 'GeneratedAlways'

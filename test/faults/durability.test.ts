@@ -42,6 +42,12 @@ async function foundBank(name: string): Promise<string> {
   return url
 }
 
+/** How often each transfer is there. */
+async function transfersIn(url: string): Promise<{ id: string; count: number }[]> {
+  await using auditor = await witness(url)
+  return await auditor.rows('select id, count(*)::int as count from transfers group by id')
+}
+
 interface Transfer {
   readonly id: string
   readonly payer: number
@@ -194,13 +200,7 @@ test.each([
     }
 
     await using auditor = await witness(url)
-    const found = new Map(
-      (
-        await auditor.rows<{ id: string; count: number }>(
-          'select id, count(*)::int as count from transfers group by id',
-        )
-      ).map((row) => [row.id, row.count]),
-    )
+    const found = new Map((await transfersIn(url)).map((row) => [row.id, row.count]))
     const wrong = [...outcomes].filter(([id, outcome]) => {
       const count = found.get(id) ?? 0
       return outcome === 'done' ? count !== 1 : outcome === 'failed' ? count !== 0 : count > 1
@@ -312,10 +312,7 @@ test(
     await database.close()
     await proxy.close()
 
-    await using auditor = await witness(url)
-    const rows = await auditor.rows<{ id: string; count: number }>(
-      'select id, count(*)::int as count from transfers group by id',
-    )
+    const rows = await transfersIn(url)
     record(
       2,
       runs,
@@ -353,10 +350,7 @@ test(
     await database.close()
     await proxy.close()
 
-    await using auditor = await witness(url)
-    const rows = await auditor.rows<{ id: string; count: number }>(
-      'select id, count(*)::int as count from transfers group by id',
-    )
+    const rows = await transfersIn(url)
     const found = new Map(rows.map((row) => [row.id, row.count]))
     record(
       2,
@@ -397,10 +391,7 @@ test.each([
     await database.close()
     await proxy.close()
 
-    await using auditor = await witness(url)
-    const rows = await auditor.rows<{ id: string; count: number }>(
-      'select id, count(*)::int as count from transfers group by id',
-    )
+    const rows = await transfersIn(url)
     const found = new Map(rows.map((row) => [row.id, row.count]))
     const duplicates = rows.filter((row) => row.count > 1)
     record(

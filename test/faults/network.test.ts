@@ -40,6 +40,32 @@ async function givesAll(database: Database<never>, max: number): Promise<boolean
   return all.every(({ error }) => error === undefined)
 }
 
+/** Calls on connections of both kinds, once those there were are gone. */
+async function eightInTheDark(database: Database<never>): Promise<Attempt<unknown>[]> {
+  await vi.waitUntil(() => database.stats().pool.total === 0)
+  return Promise.all(
+    Array.from({ length: 8 }, (_, caller) =>
+      attempt(() =>
+        database.query(caller % 2 === 0 ? sql`select 1` : select(database, sql`1`), { timeoutMs: deadlineMs }),
+      ),
+    ),
+  )
+}
+
+async function backToFour(database: Database<never>): Promise<void> {
+  await vi.waitUntil(async () => (await attempt(() => database.query(sql`select 1`))).error === undefined, {
+    timeout: 5_000,
+  })
+  expect(await givesAll(database, 4)).toBe(true)
+}
+
+function allFailedInTime(where: string, attempts: readonly Attempt<unknown>[]): void {
+  const codes = tally(attempts.map(({ error }) => error?.code ?? 'answer'))
+  record(6, attempts.length, `${where}: ${codes}; latest ${lateness(attempts).toFixed(0)} ms after its deadline`)
+  expect(attempts.filter(({ error }) => error === undefined)).toEqual([])
+  expect(lateness(attempts)).toBeLessThanOrEqual(graceMs)
+}
+
 test(
   'row 6: a connect that hears nothing fails in time, and no slot is lost',
   async () => {
@@ -51,30 +77,12 @@ test(
     for (let round = 0; round < rounds; round += 1) {
       proxy.freeze()
       proxy.cut()
-      await vi.waitUntil(() => database.stats().pool.total === 0)
-      attempts.push(
-        ...(await Promise.all(
-          Array.from({ length: 8 }, (_, caller) =>
-            attempt(() =>
-              database.query(caller % 2 === 0 ? sql`select 1` : select(database, sql`1`), { timeoutMs: deadlineMs }),
-            ),
-          ),
-        )),
-      )
+      attempts.push(...(await eightInTheDark(database)))
       proxy.cut()
       proxy.thaw()
-      await vi.waitUntil(async () => (await attempt(() => database.query(sql`select 1`))).error === undefined, {
-        timeout: 5_000,
-      })
-      expect(await givesAll(database, 4)).toBe(true)
+      await backToFour(database)
     }
-    record(
-      6,
-      attempts.length,
-      `at connect: ${tally(attempts.map(({ error }) => error?.code ?? 'answer'))}; latest ${lateness(attempts).toFixed(0)} ms after its deadline`,
-    )
-    expect(attempts.filter(({ error }) => error === undefined)).toEqual([])
-    expect(lateness(attempts)).toBeLessThanOrEqual(graceMs)
+    allFailedInTime('at connect', attempts)
   },
   isFull ? 120_000 : 30_000,
 )
@@ -100,30 +108,12 @@ test(
       const from = round % 2 === 0 ? 'client' : 'server'
       const rule = proxy.on({ from, message: 'Bytes' }, 'black-hole', { times: Infinity })
       proxy.cut()
-      await vi.waitUntil(() => database.stats().pool.total === 0)
-      attempts.push(
-        ...(await Promise.all(
-          Array.from({ length: 8 }, (_, caller) =>
-            attempt(() =>
-              database.query(caller % 2 === 0 ? sql`select 1` : select(database, sql`1`), { timeoutMs: deadlineMs }),
-            ),
-          ),
-        )),
-      )
+      attempts.push(...(await eightInTheDark(database)))
       rule.off()
       proxy.cut()
-      await vi.waitUntil(async () => (await attempt(() => database.query(sql`select 1`))).error === undefined, {
-        timeout: 5_000,
-      })
-      expect(await givesAll(database, 4)).toBe(true)
+      await backToFour(database)
     }
-    record(
-      6,
-      attempts.length,
-      `in TLS: ${tally(attempts.map(({ error }) => error?.code ?? 'answer'))}; latest ${lateness(attempts).toFixed(0)} ms after its deadline`,
-    )
-    expect(attempts.filter(({ error }) => error === undefined)).toEqual([])
-    expect(lateness(attempts)).toBeLessThanOrEqual(graceMs)
+    allFailedInTime('in TLS', attempts)
   },
   isFull ? 120_000 : 30_000,
 )
@@ -156,13 +146,7 @@ test(
       }
     }
     expect(await givesAll(database, 4)).toBe(true)
-    record(
-      6,
-      runs,
-      `in mid-row: ${tally(attempts.map(({ error }) => error?.code ?? 'answer'))}; latest ${lateness(attempts).toFixed(0)} ms after its deadline`,
-    )
-    expect(attempts.filter(({ error }) => error === undefined)).toEqual([])
-    expect(lateness(attempts)).toBeLessThanOrEqual(graceMs)
+    allFailedInTime('in mid-row', attempts)
     // In a black hole the server is not told that its clients are gone.
     proxy.cut()
   },
@@ -217,6 +201,8 @@ test(
           const isAlone = (number + round + Math.floor(number / damages.length)) % 2 === 0
           await attempt(() => database.query(sql`select 1`, { timeoutMs: 1_000 }))
           await attempt(() => database.query(select(database, sql`1`), { timeoutMs: 1_000 }))
+          // Else the damage hits the greeting of a connection that replaces one of the round before.
+          await vi.waitUntil(() => database.stats().pipeline?.connections === 2, { timeout: 10_000, interval: 2 })
           const before = await backends()
           const rule = proxy.on({ from: 'server', message }, fault)
           // A text of its own each time, so that it is parsed and described.

@@ -32,6 +32,11 @@ export const faultRows: Readonly<Record<number, FaultRow>> = {
   10: { fault: 'cancel after random microseconds', bar: 'no wrong query canceled' },
   11: { fault: 'callback throws at each step of a transaction', bar: 'no leak; original error kept' },
   12: { fault: 'full restart', bar: 'back within 2 s of readiness; connects spread out' },
+  13: {
+    fault: 'failover: standby promoted, old primary killed or demoted',
+    bar: 'writes reach the new primary within 5 s; nothing that was committed is lost',
+  },
+  14: { fault: 'replica killed, frozen, or in recovery conflict', bar: 'reads go elsewhere, under 0.1 % errors' },
   15: { fault: 'max_connections used up', bar: 'typed error; recovers; no storm' },
   16: { fault: 'ten times the load', bar: 'everything settles within the acquire timeout; queue bounded' },
   17: { fault: 'crossed updates (deadlocks)', bar: 'all commit within the retries' },
@@ -53,4 +58,5 @@ export const faultRows: Readonly<Record<number, FaultRow>> = {
     bar: 'no change of SQL structure',
   },
   27: { fault: 'breaker against a model', bar: 'state equals the model over 1 M steps' },
+  28: { fault: 'soak under everything at once', bar: 'flat heap, handles and backends; no uncaught error' },
 }

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { promisify } from 'node:util'
-import { afterEach, expect, test } from 'vitest'
+import { afterEach, expect, test, vi } from 'vitest'
 import { checkTypes, generateTypes, writeTypes } from '../../src/migrate.ts'
 
 const run = promisify(execFile)
@@ -32,6 +32,24 @@ async function kanta(...args: readonly string[]): Promise<{ code: number; stdout
   } catch (error) {
     return error as { code: number; stdout: string; stderr: string }
   }
+}
+
+/** Fails with what the compiler has to say about the files of a folder. */
+async function compile(folder: string): Promise<void> {
+  await writeFile(join(folder, 'package.json'), '{ "type": "module" }')
+  await writeFile(
+    join(folder, 'tsconfig.json'),
+    JSON.stringify({
+      extends: resolve('tsconfig.json'),
+      compilerOptions: { types: [], rootDir: '.' },
+      include: ['*.ts'],
+    }),
+  )
+  await symlink(resolve('node_modules'), join(folder, 'node_modules'))
+  const { stdout } = await run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', folder]).catch(
+    (error: { stdout: string }) => error,
+  )
+  expect(stdout).toBe('')
 }
 
 test('the committed types are what the migrations say', { timeout: patienceMs }, async () => {
@@ -119,20 +137,7 @@ test(
 
     await writeFile(join(folder, 'schema.ts'), types)
     await writeFile(join(folder, 'use.ts'), use)
-    await writeFile(join(folder, 'package.json'), '{ "type": "module" }')
-    await writeFile(
-      join(folder, 'tsconfig.json'),
-      JSON.stringify({
-        extends: resolve('tsconfig.json'),
-        compilerOptions: { types: [], rootDir: '.' },
-        include: ['*.ts'],
-      }),
-    )
-    await symlink(resolve('node_modules'), join(folder, 'node_modules'))
-    const { stdout } = await run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', folder]).catch(
-      (error: { stdout: string }) => error,
-    )
-    expect(stdout).toBe('')
+    await compile(folder)
   },
 )
 
@@ -165,3 +170,76 @@ test(
     expect(types).toContain('export interface DB {}\n')
   },
 )
+
+const choice = `-- Up Migration
+create table t (
+  big bigint not null,
+  bigs bigint[] not null,
+  amount numeric not null,
+  amounts numeric[] not null,
+  day date not null,
+  days date[] not null,
+  at timestamptz not null
+);
+create view totals as select count(*) as number, sum(amount) as total from t;
+`
+
+test.each([
+  [{}, { big: "'1'", amount: "'1.5'", day: 'new Date()' }],
+  [
+    { int8: 'number', numeric: 'number', date: 'string' },
+    { big: '1', amount: '1.5', day: "'2026-11-21'" },
+  ],
+  [
+    { int8: 'bigint', numeric: 'string', date: 'Date' },
+    { big: '1n', amount: "'1.5'", day: 'new Date()' },
+  ],
+] as const)(
+  'the types follow the values that a program with postgres.types %j reads, and no others compile',
+  { timeout: patienceMs },
+  async (types, { big, amount, day }) => {
+    const folder = await temporaryFolder()
+    await writeFile(join(folder, '1_choice.sql'), choice)
+    const files = { migrationsDirectory: folder, outFile: join(folder, 'schema.ts'), types }
+    await writeTypes(files)
+    expect(await checkTypes(files)).toMatchObject({ upToDate: true })
+    const other = await checkTypes({ ...files, types: { ...types, int8: big === '1n' ? 'string' : 'bigint' } })
+    expect(other.differences).toContain('postgres.types')
+
+    const row = `big: ${big}, bigs: [${big}], amount: ${amount}, amounts: [${amount}], day: ${day}, days: [${day}]`
+    const wrong = (name: string, value: string): string => `// @ts-expect-error it is read otherwise
+export const ${name}: Selectable<DB['t']>['${name}'] = ${value}`
+    await writeFile(
+      join(folder, 'use.ts'),
+      `import type { Insertable, Selectable } from 'kysely'
+import type { DB } from './schema.ts'
+export const row: Selectable<DB['t']> = { ${row}, at: new Date() }
+export const total: Selectable<DB['totals']> = { number: ${big}, total: ${amount} }
+export const fresh: Insertable<DB['t']> = { ...row, at: '2026-11-21', big: 2n }
+${wrong('big', big === '1' ? "'1'" : '1')}
+${wrong('bigs', big === '1' ? "['1']" : '[1]')}
+${wrong('amount', amount === '1.5' ? "'1.5'" : '1.5')}
+${wrong('amounts', amount === '1.5' ? "['1.5']" : '[1.5]')}
+${wrong('day', day === 'new Date()' ? "'2026-11-21'" : 'new Date()')}
+${wrong('days', day === 'new Date()' ? "['2026-11-21']" : '[new Date()]')}
+`,
+    )
+    await compile(folder)
+  },
+)
+
+test('flags and variables choose the types, and a flag counts for more', { timeout: patienceMs }, async () => {
+  const folder = await temporaryFolder()
+  await writeFile(join(folder, '1_choice.sql'), choice)
+  const outFile = join(folder, 'schema.ts')
+  const args = ['codegen', '--migrations', folder, '--out', outFile]
+  vi.stubEnv('DATABASE_TYPES_INT8', 'number')
+  cleanups.push(() => Promise.resolve(vi.unstubAllEnvs()))
+  expect(await kanta(...args, '--date', 'string')).toMatchObject({ code: 0 })
+  expect(await readFile(outFile, 'utf8')).toContain('postgres.types date: string, int8: number.')
+  expect(await kanta(...args, '--date', 'string', '--check')).toMatchObject({ code: 0 })
+  expect(await kanta(...args, '--date', 'string', '--int8', 'bigint', '--check')).toMatchObject({ code: 1 })
+  const refused = await kanta(...args, '--int8', 'float')
+  expect(refused.code).toBe(2)
+  expect(refused.stderr).toContain('Allowed choices are string, number, bigint')
+})

@@ -1,10 +1,11 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type RawBuilder, sql } from 'kysely'
-import { expect, test, vi } from 'vitest'
+import { expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startPostgres } from '../support/servers.ts'
+import { startProxy } from '../support/proxy.ts'
+import { type OwnServer, startPostgres } from '../support/servers.ts'
 
 type PoolOptions = NonNullable<NonNullable<DatabaseOptions['postgres']>['pool']>
 
@@ -66,6 +67,37 @@ test('a connection killed between the statements of a transaction advises to rep
   expect(await value(database, sql`1`)).toBe(1)
   expect(database.stats().pool).toMatchObject({ total: 1, idle: 1 })
 })
+
+test.each(['before its first row', 'between its chunks', 'when its reader stops'] as const)(
+  'a stream whose connection is killed %s ends, and its connection is given back',
+  async (moment) => {
+    const url = await freshDatabaseUrl('empty')
+    const proxy = await startProxy({ to: url })
+    onTestFinished(() => proxy.close())
+    await using database = await createDatabase<{ numbers: { n: number } }>({
+      postgres: { url: proxy.url, pipeline: false, retry: false, pool: { max: 1 } },
+      redis: false,
+    })
+    await sql`create view numbers as select n from generate_series(1, 1000) n`.execute(database.db)
+    if (moment === 'before its first row') proxy.on({ from: 'server', message: 'BindComplete' }, 'reset')
+    if (moment === 'when its reader stops') proxy.on({ from: 'client', message: 'Close' }, 'reset')
+    let rows = 0
+    const read = async (): Promise<void> => {
+      for await (const _ of database.db.selectFrom('numbers').selectAll().stream(10)) {
+        rows += 1
+        if (rows === 15 && moment === 'between its chunks') proxy.cut()
+        if (rows === 15 && moment === 'when its reader stops') break
+      }
+    }
+    const fate = await read().then(
+      () => 'read',
+      (error: unknown) => (error as { code?: string }).code,
+    )
+    expect(fate).toBe(moment === 'when its reader stops' ? 'read' : 'CONNECTION_LOST')
+    await expect.poll(() => database.stats().pool.holders).toEqual([])
+    expect(await database.queryValue(sql`select 1`)).toBe(1)
+  },
+)
 
 test('a server that is killed and comes back is used again without a restart of ours', async () => {
   const server = await startPostgres()
@@ -216,20 +248,14 @@ test('a wrong password and a missing database have errors of their own', async (
 })
 
 test('a password function is asked for each new connection, and what it gives is used', async () => {
-  const server = await startPostgres()
+  const server = await serverWithPassword()
   try {
-    await using admin = await open(server.url)
-    await sql`create role app login password 'right'`.execute(admin.db)
-    writeFileSync(join(server.dataDir, 'pg_hba.conf'), 'host all app all scram-sha-256\nhost all all all trust\n')
-    await sql`select pg_reload_conf()`.execute(admin.db)
-
     const url = withPart(server.url, { username: 'app' })
     const answers = ['wrong', 'right', 'right']
     const password = (): Promise<string> => Promise.resolve(answers.shift() ?? 'too many')
     const connect = (): Promise<Database<never>> =>
       createDatabase<never>({ postgres: { url, password, pool: { max: 2 }, pipeline: false }, redis: false })
 
-    await vi.waitUntil(() => value(admin, sql`(select count(*) > 1 from pg_hba_file_rules)`))
     await expect(connect()).rejects.toMatchObject({ code: 'AUTHENTICATION_FAILED' })
     await using database = await connect()
     await Promise.all([value(database, sql`pg_sleep(0.02)`), value(database, sql`pg_sleep(0.02)`)])
@@ -240,6 +266,43 @@ test('a password function is asked for each new connection, and what it gives is
   }
 })
 
+test('a password function that throws is named as the reason, and what it said stays in the cause', async () => {
+  const server = await serverWithPassword()
+  try {
+    const url = withPart(server.url, { username: 'app' })
+    const reason = Object.assign(new Error('GET https://vault.example.org/?token=hunter2 failed'), {
+      code: 'ENOTFOUND',
+    })
+    const error = await createDatabase({
+      postgres: { url, password: () => Promise.reject(reason) },
+      redis: false,
+    }).catch((thrown: unknown) => thrown as Error)
+    expect(error).toMatchObject({ code: 'CONNECTION_FAILED', transient: true, cause: reason })
+    const { message } = error as Error
+    expect(message).toMatch(/postgres\.password.*threw.*ENOTFOUND/)
+    expect(message).not.toMatch(/hunter2|host and port/)
+
+    const wrong = createDatabase({ postgres: { url, password: () => 42 as never }, redis: false })
+    await expect(wrong).rejects.toMatchObject({
+      code: 'AUTHENTICATION_FAILED',
+      message: expect.stringMatching(/postgres\.password.*gave a number/) as string,
+    })
+  } finally {
+    await server.stop()
+  }
+})
+
 function withPart(url: string, part: Partial<Pick<URL, 'pathname' | 'username'>>): string {
   return Object.assign(new URL(url), part).href
+}
+
+/** Its role `app` has the password `right`. */
+async function serverWithPassword(): Promise<OwnServer> {
+  const server = await startPostgres()
+  await using admin = await open(server.url)
+  await sql`create role app login password 'right'`.execute(admin.db)
+  writeFileSync(join(server.dataDir, 'pg_hba.conf'), 'host all app all scram-sha-256\nhost all all all trust\n')
+  await sql`select pg_reload_conf()`.execute(admin.db)
+  await vi.waitUntil(() => value(admin, sql`(select count(*) > 1 from pg_hba_file_rules)`))
+  return server
 }

@@ -165,6 +165,27 @@ describe('prepared statements', () => {
     expect(await byId(database, 2)).toMatchObject({ id: 2 })
   })
 
+  test("that the application's own EXECUTE does not find are its own mistake, and nothing is repeated", async () => {
+    await using database = await open({ pipeline: false, pool: { max: 1 } })
+    const attempts: number[] = []
+    database.events.on('query', (event) => attempts.push(event.attempts))
+    // With a parameter it goes the way of prepared statements, and is one itself from its third use on.
+    const execute = (): Promise<unknown> => database.query(sql`execute nowhere`)
+    for (let n = 0; n < 5; n += 1) {
+      await expect(execute()).rejects.toMatchObject({ code: 'UNDEFINED_OBJECT', sqlState: '26000', retry: 'none' })
+    }
+    await database.db.connection().execute(async (connection) => {
+      await sql`prepare mine as select 1`.execute(connection)
+      await expect(sql`prepare mine as select 2`.execute(connection)).rejects.toMatchObject({
+        code: 'QUERY_FAILED',
+        sqlState: '42P05',
+      })
+    })
+    expect(new Set(attempts)).toEqual(new Set([1]))
+    for (let n = 0; n < 4; n += 1) await byId(database, 1)
+    expect((await prepared(database)).some(({ name }) => name.startsWith('k_'))).toBe(true)
+  })
+
   test('whose first preparation fails fail each caller with the real reason', async () => {
     await using database = await open({ preparedStatements: { threshold: 1 } })
     await pipelineIsUp(database)

@@ -1,7 +1,8 @@
 import { sql } from 'kysely'
-import { expect, test, vi } from 'vitest'
+import { expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase } from '../../src/index.ts'
 import { freshDatabaseUrl, redisUrl } from '../support/database.ts'
+import { startProxy } from '../support/proxy.ts'
 import { startPostgres, startRedis } from '../support/servers.ts'
 
 test('health tells version, round trip and pool of each server', async () => {
@@ -84,3 +85,18 @@ test('a frozen PostgreSQL is down within two seconds', async () => {
     await server.stop()
   }
 })
+
+test.each(['reset', 'close'] as const)(
+  'a connection that breaks under the health check (%s) is an answer, not a rejection, and is replaced',
+  async (fault) => {
+    const proxy = await startProxy({ to: await freshDatabaseUrl('empty') })
+    onTestFinished(() => proxy.close())
+    await using database = await createDatabase<never>({
+      postgres: { url: proxy.url, pipeline: false, pool: { max: 1 } },
+      redis: false,
+    })
+    proxy.on({ from: 'server', message: 'DataRow' }, fault)
+    expect(await database.health()).toMatchObject({ status: 'down', postgres: { error: { code: 'CONNECTION_LOST' } } })
+    expect(await database.health()).toMatchObject({ status: 'up' })
+  },
+)

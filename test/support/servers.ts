@@ -59,24 +59,54 @@ export interface PostgresServerOptions {
 
 /** Starts a PostgreSQL with an empty cluster and resolves when it accepts connections, after about a second. */
 export async function startPostgres(options: PostgresServerOptions = {}): Promise<OwnServer> {
+  const binaries = postgresBinaries()
+  return startCluster(binaries, options, async (folder, user) => {
+    const locale = process.platform === 'linux' ? 'C.UTF-8' : 'en_US.UTF-8'
+    const args = ['-D', join(folder, 'data'), '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--no-sync']
+    await promisify(execFile)(join(binaries, 'initdb'), [...args, `--locale=${locale}`, '--lc-messages=C'], {
+      cwd: folder,
+      ...user,
+    })
+  })
+}
+
+/**
+ * Starts a hot standby of a running server, from a copy that it takes of it, and resolves when it answers. It follows
+ * that server until it is promoted; `select pg_promote()` does that.
+ */
+export async function startStandby(primary: OwnServer, options: PostgresServerOptions = {}): Promise<OwnServer> {
+  const binaries = postgresBinaries()
+  return startCluster(binaries, options, async (folder, user) => {
+    const args = ['-D', join(folder, 'data'), '-d', primary.url, '-R', '-X', 'stream', '-c', 'fast', '--no-sync']
+    await promisify(execFile)(join(binaries, 'pg_basebackup'), args, { cwd: folder, ...user })
+  })
+}
+
+function postgresBinaries(): string {
   const binaries = findPostgres()
-  if (binaries === undefined)
-    throw new Error('No PostgreSQL server was found on this machine. Install one, or set TEST_DATABASE_URL.')
+  if (binaries !== undefined) return binaries
+  throw new Error('No PostgreSQL server was found on this machine. Install one, or set TEST_DATABASE_URL.')
+}
+
+function startCluster(
+  binaries: string,
+  options: PostgresServerOptions,
+  prepare: ServerKind['prepare'],
+): Promise<OwnServer> {
   const settings = {
     listen_addresses: '127.0.0.1',
     max_connections: 300,
+    // For standbys that are made while others are, or that were away for a while.
+    wal_keep_size: '256MB',
     ...(options.fsync === true ? {} : { fsync: false, synchronous_commit: false, full_page_writes: false }),
     ...options.settings,
   }
+  let dataDir = ''
   return startServer({
     name: 'postgres',
-    async prepare(folder, user) {
-      const locale = process.platform === 'linux' ? 'C.UTF-8' : 'en_US.UTF-8'
-      const args = ['-D', join(folder, 'data'), '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--no-sync']
-      await promisify(execFile)(join(binaries, 'initdb'), [...args, `--locale=${locale}`, '--lc-messages=C'], {
-        cwd: folder,
-        ...user,
-      })
+    prepare(folder, user) {
+      dataDir = join(folder, 'data')
+      return prepare(folder, user)
     },
     command: (folder, port) => {
       const program = [join(binaries, 'postgres'), '-D', join(folder, 'data'), '-p', String(port), '-k', folder]
@@ -87,7 +117,9 @@ export async function startPostgres(options: PostgresServerOptions = {}): Promis
       const client = new Client({ connectionString: url, connectionTimeoutMillis: 2_000 })
       client.on('error', () => {})
       await client.connect()
+      const { rows } = await client.query<{ data_directory: string }>('show data_directory')
       await client.end()
+      if (rows[0]?.data_directory !== dataDir) throw new Error('another server has the port')
     },
   })
 }
@@ -290,6 +322,9 @@ function unprivilegedUser(): SystemUser {
   return account
 }
 
+/** Given out already: until its server listens, the system takes a port for free and gives it again. */
+const givenPorts = new Set<number>()
+
 async function freePort(): Promise<number> {
   const probe = createServer().listen(0, '127.0.0.1')
   await once(probe, 'listening')
@@ -297,6 +332,8 @@ async function freePort(): Promise<number> {
   probe.close()
   await once(probe, 'close')
   if (address === null || typeof address === 'string') throw new Error('The system gave no port.')
+  if (givenPorts.has(address.port)) return freePort()
+  givenPorts.add(address.port)
   return address.port
 }
 

@@ -1,4 +1,4 @@
-import type { Kysely } from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import { expectTypeOf, test } from 'vitest'
 import { type Database, isViolation } from '../../src/index.ts'
 import type { ConstraintName, DB, UserRole } from '../../src/generated/schema.ts'
@@ -23,6 +23,15 @@ test('columns of an outer join may be null', async () => {
     .select(['users.id', 'posts.id as post_id'])
     .execute()
   expectTypeOf(row).toEqualTypeOf<{ id: string; post_id: string | null } | undefined>()
+})
+
+test('a stream gives the rows of its query, one by one or many at once', async () => {
+  const stream = database.stream(db.selectFrom('users').select(['id', 'role']))
+  for await (const row of stream) expectTypeOf(row).toEqualTypeOf<{ id: string; role: UserRole }>()
+  for await (const rows of stream.chunks()) expectTypeOf(rows).toEqualTypeOf<{ id: string; role: UserRole }[]>()
+  for await (const { n } of database.stream(sql<{ n: number }>`select 1 as n`)) expectTypeOf(n).toEqualTypeOf<number>()
+  // @ts-expect-error: a chunk is a number of rows
+  database.stream(db.selectFrom('users').select('id'), { chunkSize: '10' })
 })
 
 test('a column or table that does not exist does not compile', () => {

@@ -47,8 +47,7 @@ test('every part of a URL is understood', () => {
   const url = 'postgres://ap%40p:p%2Fw@db.example.org:6432/sh%20op?sslmode=no-verify&application_name=api'
   const target = serverOf({ postgres: { url } })
   expect(target).toMatchObject({
-    host: 'db.example.org',
-    port: 6432,
+    hosts: [{ host: 'db.example.org', port: 6432 }],
     user: 'ap@p',
     database: 'sh op',
     ssl: 'no-verify',
@@ -58,9 +57,11 @@ test('every part of a URL is understood', () => {
 })
 
 test('a socket folder and an IPv6 address are hosts', () => {
-  expect(serverOf({ postgres: { url: 'postgres://u@/shop?host=/run/postgresql' } }).host).toBe('/run/postgresql')
+  expect(serverOf({ postgres: { url: 'postgres://u@/shop?host=/run/postgresql' } }).hosts).toEqual([
+    { host: '/run/postgresql', port: 5432 },
+  ])
   const v6 = serverOf({ postgres: { url: 'postgres://u@[::1]:5433/shop' } })
-  expect(v6.host).toBe('::1')
+  expect(v6.hosts).toEqual([{ host: '::1', port: 5433 }])
   expect(describeTarget(v6)).toBe('postgres://u@[::1]:5433/shop')
 })
 
@@ -89,22 +90,27 @@ test('a place given in code replaces all that the environment says of the place'
     DATABASE_DIRECT_URL: 'postgres://env@direct/env',
   }
   const config = resolveConfig({ postgres: { url: 'postgres://u@h/d' } }, env)
-  expect(config.postgres).toMatchObject({ host: 'h', password: undefined })
-  expect(config.directPostgres).toMatchObject({ host: 'h' })
+  expect(config.postgres).toMatchObject({ hosts: [{ host: 'h' }], password: undefined })
+  expect(config.directPostgres).toMatchObject({ hosts: [{ host: 'h' }] })
   expect(resolveConfig({ postgres: { embedded: { dataDir: 'memory' } } }, env).postgres.kind).toBe('embedded')
 })
 
 test('a direct URL is for migrations only', () => {
   const env = { DATABASE_URL: 'postgres://u@pooler/d', DATABASE_DIRECT_URL: 'postgres://u@server/d' }
   const config = resolveConfig({}, env)
-  expect(config.postgres).toMatchObject({ host: 'pooler' })
-  expect(config.directPostgres).toMatchObject({ host: 'server' })
+  expect(config.postgres).toMatchObject({ hosts: [{ host: 'pooler' }] })
+  expect(config.directPostgres).toMatchObject({ hosts: [{ host: 'server' }] })
 })
 
 test("libpq's variables are the last resort", () => {
   const env = { PGHOST: 'h', PGPORT: '5433', PGUSER: 'u', PGPASSWORD: 'p', PGSSLMODE: 'disable' }
-  expect(serverOf({}, env)).toMatchObject({ host: 'h', port: 5433, user: 'u', database: 'u', ssl: 'disable' })
-  expect(serverOf({}, { ...env, DATABASE_URL: 'postgres://x@y/z' })).toMatchObject({ host: 'y' })
+  expect(serverOf({}, env)).toMatchObject({
+    hosts: [{ host: 'h', port: 5433 }],
+    user: 'u',
+    database: 'u',
+    ssl: 'disable',
+  })
+  expect(serverOf({}, { ...env, DATABASE_URL: 'postgres://x@y/z' })).toMatchObject({ hosts: [{ host: 'y' }] })
   expect(problemsOf({}, { ...env, PGPORT: 'many' })).toMatchObject([{ key: 'PGPORT', received: '"many"' }])
 })
 
@@ -405,4 +411,139 @@ test('a logger with a state of its own stays as it is', () => {
   config.logger.info('x')
   expect(logger.count).toBe(1)
   expect(problemsOf({ logger: { info: 1, warn: 2 } })).toMatchObject([{ key: 'logger' }])
+})
+
+test('one URL can name several hosts, as libpq has it', () => {
+  const url = 'postgres://u:p@one:5433,[::1]:5434,three/shop?application_name=api'
+  const target = serverOf({ postgres: { url } })
+  expect(target).toMatchObject({
+    hosts: [
+      { host: 'one', port: 5433 },
+      { host: '::1', port: 5434 },
+      { host: 'three', port: 5432 },
+    ],
+    mustBeWritable: true,
+    database: 'shop',
+    applicationName: 'api',
+  })
+  expect(describeTarget(target)).toBe('postgres://u@one:5433,[::1]:5434,three:5432/shop')
+  const any = { url: 'postgres://u@one,two/shop?target_session_attrs=any' }
+  expect(serverOf({ postgres: any }).mustBeWritable).toBe(false)
+  expect(serverOf({ postgres: { url: 'postgres://u@one/shop' } }).mustBeWritable).toBe(false)
+})
+
+test.each([
+  'postgres://u@one,/shop',
+  'postgres://u@one,two:port/shop',
+  'postgres://u@one,v@two/shop',
+  'postgres://u@one,two/shop?target_session_attrs=standby',
+])('a list of hosts that is none is refused: %s', (url) => {
+  expect(problemsOf({ postgres: { url } })[0]).toMatchObject({ key: 'postgres.url' })
+})
+
+test('one server that is not local makes all of them servers to verify', () => {
+  const url = 'postgres://u@127.0.0.1,db.example.org/shop'
+  expect(serverOf({ postgres: { url } }, { NODE_ENV: 'production' }).ssl).toBe('verify-full')
+})
+
+test('replicas come from the call or the environment, one for each host, with the settings of the primary', () => {
+  const env = {
+    DATABASE_URL: 'postgres://u@one/shop',
+    DATABASE_REPLICA_URLS: ' postgres://u@two:5433,three/shop  postgres://u@four/shop ',
+    DATABASE_REPLICA_MAX_LAG_MS: '2000',
+    DATABASE_PASSWORD: 'secret',
+    DATABASE_APPLICATION_NAME: 'api',
+  }
+  const { replicas, replicaReads } = resolveConfig({}, env)
+  expect(replicas.map(({ hosts }) => hosts)).toEqual([
+    [{ host: 'two', port: 5433 }],
+    [{ host: 'three', port: 5432 }],
+    [{ host: 'four', port: 5432 }],
+  ])
+  for (const replica of replicas) {
+    expect(replica).toMatchObject({ applicationName: 'api', mustBeWritable: false })
+    expect(replica.password?.reveal()).toBe('secret')
+  }
+  expect(replicaReads).toEqual({ maxLagMs: 2000, checkIntervalMs: 1000, waitMs: 500 })
+  expect(resolveConfig({ postgres: { url: 'postgres://u@one/shop' } }, env).replicas).toEqual([])
+  expect(resolveConfig({ postgres: { replicas: [] } }, env).replicas).toEqual([])
+})
+
+test('a wrong replica is reported without what it holds', () => {
+  const url = 'postgres://u@one/shop'
+  const wrong = problemsOf({ postgres: { url, replicas: ['mysql://u:secret@two/shop'] } })
+  expect(wrong).toMatchObject([{ key: 'postgres.replicas', received: 'a value that is not shown' }])
+  expect(JSON.stringify(wrong)).not.toContain('secret')
+  const list = problemsOf({ postgres: { url, replicas: 'postgres://u:secret@two/shop' as never } })
+  expect(list).toMatchObject([{ key: 'postgres.replicas', expected: 'a list of postgres:// URLs' }])
+  expect(JSON.stringify(list)).not.toContain('secret')
+  const embedded = problemsOf({ postgres: { embedded: { dataDir: 'memory' }, replicas: ['postgres://u@two/shop'] } })
+  expect(embedded).toMatchObject([{ key: 'postgres.replicas' }])
+})
+
+test('what `false` switches off in code, the word false switches off in the environment', () => {
+  expect(
+    resolveConfig({}, { DATABASE_URL: 'postgres://u@h/d', DATABASE_QUERY_TIMEOUT_MS: 'false' }).queryTimeoutMs,
+  ).toBe(false)
+  const off = {
+    DATABASE_URL: 'postgres://u@h/d',
+    DATABASE_PIPELINE: 'false',
+    DATABASE_PIPELINE_DEPTH: '7',
+    DATABASE_PREPARED_STATEMENTS: 'false',
+    DATABASE_RETRY: 'false',
+    DATABASE_BREAKER: 'false',
+  }
+  expect(resolveConfig({}, off)).toMatchObject({
+    pipeline: false,
+    preparedStatements: { threshold: false },
+    retry: false,
+    breaker: false,
+  })
+  expect(resolveConfig({ postgres: { retry: { attempts: 2 } } }, off).retry).toMatchObject({ attempts: 2 })
+  expect(resolveConfig({}, { DATABASE_URL: 'postgres://u@h/d', DATABASE_RETRY: 'true' }).retry).toMatchObject({
+    attempts: 3,
+  })
+})
+
+test('a switch takes true and false alone, and false is a name where a name belongs', () => {
+  expect(problemsOf({}, { DATABASE_PIPELINE: 'off' })).toEqual([
+    {
+      key: 'DATABASE_PIPELINE',
+      expected: 'true or false',
+      received: '"off"',
+      remedy: 'Correct or unset DATABASE_PIPELINE.',
+    },
+  ])
+  expect(problemsOf({}, { DATABASE_POOL_MAX: 'false' })).toMatchObject([{ key: 'DATABASE_POOL_MAX' }])
+  const env = { DATABASE_URL: 'postgres://u@h/d', DATABASE_APPLICATION_NAME: 'false' }
+  expect(serverOf({}, env).applicationName).toBe('false')
+})
+
+test('as what values are read is set in code or by variables, and wrong words are refused by name', () => {
+  const url = 'postgres://u@h/d'
+  expect(serverOf({ postgres: { url } }).types).toBeUndefined()
+  const env = { DATABASE_TYPES_INT8: 'bigint', DATABASE_TYPES_DATE: 'string' }
+  expect(serverOf({ postgres: { url, types: { int8: 'number' } } }, env).types).toEqual({
+    int8: 'number',
+    date: 'string',
+  })
+  expect(resolveConfig({}, { ...env, NODE_ENV: 'test' }).postgres).toMatchObject({ types: { int8: 'bigint' } })
+  expect(
+    problemsOf({ postgres: { types: { numeric: 'bigint', uuid: 'string' } } }, { DATABASE_TYPES_INT8: '8' }),
+  ).toEqual(
+    expect.arrayContaining([
+      expect.objectContaining({ key: 'postgres.types.numeric', expected: 'number or string' }),
+      expect.objectContaining({ key: 'DATABASE_TYPES_INT8', expected: 'bigint, number or string' }),
+      expect.objectContaining({ key: 'postgres.types.uuid', expected: 'one of int8, numeric, date' }),
+    ]),
+  )
+})
+
+test('the heartbeat of the listener has a default, a variable, and can be switched off', () => {
+  expect(resolveConfig({}, {}).listenerHeartbeatMs).toBe(10_000)
+  expect(resolveConfig({}, { DATABASE_LISTENER_HEARTBEAT_MS: '250' }).listenerHeartbeatMs).toBe(250)
+  expect(resolveConfig({ postgres: { listenerHeartbeatMs: false } }, {}).listenerHeartbeatMs).toBe(false)
+  expect(problemsOf({ postgres: { listenerHeartbeatMs: 0 } })).toMatchObject([
+    { key: 'postgres.listenerHeartbeatMs', received: '0' },
+  ])
 })

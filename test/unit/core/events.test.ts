@@ -117,3 +117,17 @@ test('two emitters do not hear each other', () => {
   other.emit('shut', 'elsewhere')
   expect(heard).toEqual([])
 })
+
+test('a listener that registers another while it is called is not called without end', () => {
+  const events = emitter()
+  let calls = 0
+  const again = (): void => {
+    calls += 1
+    if (calls < 1_000) events.on('shut', again)
+  }
+  events.on('shut', again)
+  events.emit('shut', '')
+  expect(calls).toBe(1)
+  events.emit('shut', '')
+  expect(calls).toBe(3)
+})

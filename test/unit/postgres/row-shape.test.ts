@@ -21,10 +21,21 @@ import {
 } from 'fast-check'
 import { Result, types } from 'pg'
 import { afterEach, expect, test } from 'vitest'
-import { type Field, shapeOf } from '../../../src/postgres/row-shape.ts'
+import { dataRow } from '../../support/data-row.ts'
+import { type Field, type Shape, shapeOf as shapeFrom } from '../../../src/postgres/row-shape.ts'
+import { parsersFor, type ParserSource } from '../../../src/postgres/value-parsers.ts'
 
 const { builtins } = types
 const nameType = 19
+
+const shapeOf = (fields: readonly Field[]): Shape => shapeFrom(fields, types)
+
+/** The row read from the bytes in which a server would send these texts, with others before and behind. */
+function readRow(shape: Shape, texts: readonly (string | null)[]): object {
+  const message = dataRow(texts)
+  const bytes = Buffer.concat([Buffer.from('123+45'), message, Buffer.from('6789.0')])
+  return shape.read(bytes, 6, 6 + message.length)
+}
 
 /** What `pg` makes of the same texts. */
 function rowOfDriver(fields: readonly Field[], texts: readonly (string | null)[]): object {
@@ -37,11 +48,13 @@ function rowOfDriver(fields: readonly Field[], texts: readonly (string | null)[]
 }
 
 function expectSameRow(fields: readonly Field[], texts: readonly (string | null)[]): void {
-  const row = shapeOf(fields).build(texts)
+  const shape = shapeOf(fields)
   const theirs = rowOfDriver(fields, texts)
-  expect(row).toStrictEqual(theirs)
-  expect(Object.entries(row)).toStrictEqual(Object.entries(theirs))
-  expect(Object.getPrototypeOf(row)).toBe(Object.prototype)
+  for (const row of [shape.build(texts), readRow(shape, texts)]) {
+    expect(row).toStrictEqual(theirs)
+    expect(Object.entries(row)).toStrictEqual(Object.entries(theirs))
+    expect(Object.getPrototypeOf(row)).toBe(Object.prototype)
+  }
 }
 
 const padded = (value: number, width = 2): string => String(value).padStart(width, '0')
@@ -223,6 +236,41 @@ test('a shape holds nothing of the message it was made from', () => {
   expect(shape.fields).toStrictEqual([{ name: 'held', dataTypeID: builtins.INT4 }])
 })
 
+test('the same columns with the parsers of another connection have another shape, and neither displaces the other', () => {
+  const id = [{ name: 'id', dataTypeID: builtins.INT8 }]
+  const asBigint = parsersFor({ int8: 'bigint' }) as ParserSource
+  expect(shapeFrom(id, asBigint)).not.toBe(shapeOf(id))
+  expect(shapeFrom(id, asBigint)).toBe(shapeFrom(id, parsersFor({ int8: 'bigint' }) as ParserSource))
+  expect([shapeOf(id), shapeFrom(id, asBigint)].map((shape) => readRow(shape, ['7']))).toEqual([
+    { id: '7' },
+    { id: 7n },
+  ])
+})
+
+test('a shape in use is kept while thousands of others come and go', () => {
+  const hot = [{ name: 'hot', dataTypeID: builtins.INT4 }]
+  const shape = shapeOf(hot)
+  for (let index = 0; index < 6_000; index += 1) {
+    shapeOf([{ name: `other ${index}`, dataTypeID: builtins.INT4 }])
+    expect(shapeOf(hot)).toBe(shape)
+  }
+})
+
+test('a message that is not a row of these columns is refused, and nothing beyond it is read', () => {
+  const shape = shapeOf(['a', 'b'].map((name) => ({ name, dataTypeID: builtins.TEXT })))
+  const row = dataRow(['one', 'two'])
+  const secret = Buffer.concat([row, Buffer.from('the next message')])
+  expect(shape.read(secret, 0, row.length)).toEqual({ a: 'one', b: 'two' })
+  const lengthOfTwo = 2 + 4 + 3
+  for (const length of [4, 100, 2 ** 31 - 1, -2, -(2 ** 31)]) {
+    const wrong = Buffer.from(secret)
+    wrong.writeInt32BE(length, lengthOfTwo)
+    expect(() => shape.read(wrong, 0, row.length)).toThrow('a row of the columns')
+  }
+  expect(() => shape.read(dataRow(['one']), 0, 9)).toThrow('a row of the columns')
+  expect(() => shape.read(dataRow(['1', '2', '3']), 0, 17)).toThrow('a row of the columns')
+})
+
 test('more kinds of rows than are kept are still built rightly', () => {
   for (let index = 0; index < 2_100; index += 1) {
     const fields = [{ name: `c${index}`, dataTypeID: builtins.INT4 }]
@@ -287,7 +335,8 @@ test("the application's own parser is used even when it was set before kanta was
     import { types } from 'pg'
     const ids = ${JSON.stringify(replaceable.map(([, id]) => id))}
     for (const id of ids) types.setTypeParser(id, (text) => 'own ' + text)
-    const { shapeOf } = await import('../../../src/postgres/row-shape.ts')
+    const { shapeOf: from } = await import('../../../src/postgres/row-shape.ts')
+    const shapeOf = (fields) => from(fields, types)
     const rows = ids.map((id) => shapeOf([{ name: 'value', dataTypeID: id }]).build(['1']).value)
     console.log(JSON.stringify(rows))`
   expect(outputOf(program)).toEqual(replaceable.map(() => 'own 1'))
@@ -296,15 +345,20 @@ test("the application's own parser is used even when it was set before kanta was
 test('rows are the same where Node may not generate code', () => {
   const names = ['id', '__proto__', 'a"b', 'line\nend', 'é', 'id', '']
   const program = `
+    import { types } from 'pg'
+    import { dataRow } from '../../support/data-row.ts'
     import { shapeOf } from '../../../src/postgres/row-shape.ts'
     const names = ${JSON.stringify(names)}
     const fields = names.map((name) => ({ name, dataTypeID: 23 }))
-    const { build } = shapeOf([...fields, { name: 'at', dataTypeID: 1184 }, { name: 'none', dataTypeID: 25 }])
-    const row = build([...names.map((_, index) => String(index)), '2026-11-21 09:30:00.5+00', null])
+    const shape = shapeOf([...fields, { name: 'at', dataTypeID: 1184 }, { name: 'none', dataTypeID: 25 }], types)
+    const texts = [...names.map((_, index) => String(index)), '2026-11-21 09:30:00.5+00', null]
+    const row = shape.build(texts)
+    const bytes = dataRow(texts)
+    const read = shape.read(bytes, 0, bytes.length)
     let isCodeAllowed = true
     try { new Function('') } catch { isCodeAllowed = false }
     const isPlain = Object.getPrototypeOf(row) === Object.prototype
-    console.log(JSON.stringify({ isCodeAllowed, isPlain, isDate: row.at instanceof Date, entries: Object.entries(row) }))`
+    console.log(JSON.stringify({ isCodeAllowed, isPlain, isDate: row.at instanceof Date, entries: Object.entries(row), read: Object.entries(read) }))`
   const generated = outputOf(program)
   expect(generated).toMatchObject({ isCodeAllowed: true, isPlain: true, isDate: true })
   expect(outputOf(program, '--disallow-code-generation-from-strings')).toEqual({

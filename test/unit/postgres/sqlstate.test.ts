@@ -1,7 +1,13 @@
 import { inspect } from 'node:util'
 import { expect, test } from 'vitest'
 import { DatabaseError, type ErrorCode } from '../../../src/core/errors.ts'
-import { discardsConnection, type ErrorContext, toDatabaseError } from '../../../src/postgres/sqlstate.ts'
+import {
+  discardsConnection,
+  type ErrorContext,
+  noteStop,
+  type Stop,
+  toDatabaseError,
+} from '../../../src/postgres/sqlstate.ts'
 
 function report(code: string, fields: object = {}): Error {
   return Object.assign(new Error('the server said so'), { code, severity: 'ERROR', ...fields })
@@ -51,6 +57,9 @@ const rows: Row[] = [
   ['any other 0A000', report('0A000'), 'QUERY_FAILED', false, false, false],
   ['26000', report('26000'), 'PREPARED_STATEMENT_LOST', true, true, true],
   ['42P05', report('42P05'), 'PREPARED_STATEMENT_LOST', true, true, true],
+  ['08000', report('08000', { severity: 'FATAL' }), 'CONNECTION_FAILED', true, true, true],
+  ['08001', report('08001', { severity: 'FATAL' }), 'CONNECTION_FAILED', true, true, true],
+  ['08003', report('08003', { severity: 'FATAL' }), 'CONNECTION_FAILED', true, true, true],
   ['23505', report('23505'), 'UNIQUE_VIOLATION', false, false, false],
   ['23P01', report('23P01'), 'EXCLUSION_VIOLATION', false, false, false],
   ['23503', report('23503'), 'FOREIGN_KEY_VIOLATION', false, false, false],
@@ -119,4 +128,55 @@ test('a value with quotes of its own is hidden from its first to its last', () =
     severity: 'ERROR',
   })
   expect(inspect(toDatabaseError(cause), { depth: null })).not.toMatch(/hunter2|password/)
+})
+
+const stopped = (message: string): Error =>
+  Object.assign(new Error(message), { code: '57014', severity: 'ERROR', routine: 'ProcessInterrupts' })
+
+test.each<[what: string, cause: Error, limitMs: number | undefined, stop: Omit<Stop, 'limitMs'>, code: ErrorCode]>([
+  [
+    'asked for by us, whatever the server says',
+    stopped('canceling statement due to statement timeout'),
+    100,
+    { isAsked: true, tookMs: 100 },
+    'QUERY_CANCELED',
+  ],
+  [
+    'by its own limit, in another language',
+    stopped('storniere Anfrage wegen Zeitüberschreitung der Anfrage'),
+    100,
+    { isAsked: false, tookMs: 101 },
+    'STATEMENT_TIMEOUT',
+  ],
+  [
+    'before its limit, in another language',
+    stopped('storniere Anfrage wegen Benutzeraufforderung'),
+    100,
+    { isAsked: false, tookMs: 50 },
+    'QUERY_CANCELED',
+  ],
+  [
+    'by a limit that only the server knows',
+    stopped('canceling statement due to statement timeout'),
+    undefined,
+    { isAsked: false, tookMs: 50 },
+    'STATEMENT_TIMEOUT',
+  ],
+  [
+    'by an administrator',
+    stopped('canceling statement due to user request'),
+    undefined,
+    { isAsked: false, tookMs: 50 },
+    'QUERY_CANCELED',
+  ],
+  [
+    'a COPY that its client ended',
+    report('57014', { routine: 'CopyGetData' }),
+    undefined,
+    { isAsked: false, tookMs: 50 },
+    'QUERY_CANCELED',
+  ],
+])('57014 %s', (_what, cause, limitMs, stop, code) => {
+  noteStop(cause, { ...stop, limitMs })
+  expect(toDatabaseError(cause).code).toBe(code)
 })

@@ -22,7 +22,7 @@ import {
   uint8Array,
 } from 'fast-check'
 import { expect, test } from 'vitest'
-import { type DriverConnection, type Wire, wireOf } from '../../../src/postgres/wire.ts'
+import { convertValues, type DriverConnection, type Wire, wireOf } from '../../../src/postgres/wire.ts'
 
 // What `pg` itself would write; found from there, so that it is the copy that belongs to it.
 const fromPg = createRequire(createRequire(import.meta.url).resolve('pg'))
@@ -32,8 +32,9 @@ const { serialize } = fromPg('pg-protocol') as {
     parse(message: { name: string; text: string }): Buffer
     bind(message: { statement: string; values: readonly unknown[]; valueMapper: (value: unknown) => unknown }): Buffer
     describe(message: { type: 'P' }): Buffer
-    execute(): Buffer
-    close(message: { type: 'S'; name: string }): Buffer
+    execute(message?: { rows: number }): Buffer
+    close(message: { type: 'P' | 'S'; name: string }): Buffer
+    flush(): Buffer
     sync(): Buffer
   }
 }
@@ -65,6 +66,7 @@ class Recorder {
       describe: refuse,
       execute: refuse,
       close: refuse,
+      flush: refuse,
       sync: refuse,
       sendCopyFail: refuse,
     }
@@ -83,13 +85,15 @@ type Message =
   | { readonly kind: 'bind'; readonly name: string; readonly values: readonly unknown[] }
   | { readonly kind: 'close'; readonly name: string }
   | { readonly kind: 'query'; readonly sql: string }
-  | { readonly kind: 'describe' | 'execute' | 'sync' }
+  | { readonly kind: 'execute'; readonly limit: number }
+  | { readonly kind: 'closePortal' | 'describe' | 'flush' | 'sync' }
 
 function write(wire: Wire, message: Message): void {
   if (message.kind === 'parse') wire.parse(message.name, message.sql)
   else if (message.kind === 'bind') wire.bind(message.name, message.values)
   else if (message.kind === 'close') wire.close(message.name)
   else if (message.kind === 'query') wire.query(message.sql)
+  else if (message.kind === 'execute') wire.execute(message.limit)
   else wire[message.kind]()
 }
 
@@ -100,6 +104,8 @@ function bytesOfDriver(message: Message): Buffer {
   }
   if (message.kind === 'close') return serialize.close({ type: 'S', name: message.name })
   if (message.kind === 'query') return serialize.query(message.sql)
+  if (message.kind === 'execute') return serialize.execute({ rows: message.limit })
+  if (message.kind === 'closePortal') return serialize.close({ type: 'P', name: '' })
   if (message.kind === 'describe') return serialize.describe({ type: 'P' })
   return serialize[message.kind]()
 }
@@ -173,7 +179,8 @@ const message: Arbitrary<Message> = oneof(
   { arbitrary: record({ kind: constant('bind'), name, values: array(value, { maxLength: 12 }) }), weight: 4 },
   record({ kind: constant('close'), name }),
   record({ kind: constant('query'), sql: text }),
-  record({ kind: constantFrom('describe', 'execute', 'sync') }),
+  record({ kind: constant('execute'), limit: integer({ min: 0, max: 2_147_483_647 }) }),
+  record({ kind: constantFrom('closePortal', 'describe', 'sync') }),
 )
 
 test('every message has the bytes that pg would write, and those of one tick are one write', async () => {
@@ -280,7 +287,11 @@ function ring(): object {
 
 test.each(inconvertible)('where %s nothing is half written and what follows is intact', async (_what, make, reason) => {
   const before: Message[] = [{ kind: 'parse', name: 'a', sql: 'select $1, $2, $3' }]
-  const after: Message[] = [{ kind: 'bind', name: 'b', values: ['x', 7] }, { kind: 'execute' }, { kind: 'sync' }]
+  const after: Message[] = [
+    { kind: 'bind', name: 'b', values: ['x', 7] },
+    { kind: 'execute', limit: 0 },
+    { kind: 'sync' },
+  ]
   // Small, and so large that the buffer grows before the value that fails.
   for (const size of [3, 20_000, 200_000]) {
     for (const preceding of [[], before]) {
@@ -378,8 +389,9 @@ function methodRecorder(): { readonly wire: Wire; readonly messages: Buffer[] } 
     parse: (each) => void messages.push(serialize.parse(each)),
     bind: (each) => void messages.push(serialize.bind(each)),
     describe: (each) => void messages.push(serialize.describe(each)),
-    execute: () => void messages.push(serialize.execute()),
+    execute: (each) => void messages.push(serialize.execute(each as { rows: number })),
     close: (each) => void messages.push(serialize.close(each)),
+    flush: () => void messages.push(serialize.flush()),
     sync: () => void messages.push(serialize.sync()),
     sendCopyFail: () => undefined,
   }
@@ -401,6 +413,32 @@ test('where there is no socket a refused value writes nothing either', () => {
   const { wire, messages } = methodRecorder()
   expect(() => wire.bind('', ['a', { toJSON: () => explode() }])).toThrow('no form')
   expect(messages).toHaveLength(0)
+})
+
+test('a flush writes at once, and what comes behind it at the end of the tick', async () => {
+  const recorder = new Recorder()
+  recorder.wire.execute(7)
+  recorder.wire.flush()
+  expect(recorder.bytes).toEqual(Buffer.concat([serialize.execute({ rows: 7 }), serialize.flush()]))
+  recorder.wire.sync()
+  expect(recorder.writes).toHaveLength(1)
+  await nextTick()
+  expect(recorder.bytes.subarray(-serialize.sync().length)).toEqual(serialize.sync())
+})
+
+test('values are converted where their own conversion runs, and others are left as they are', () => {
+  const plain = ['a', 1, null, undefined, true, 5n]
+  expect(convertValues(plain)).toBe(plain)
+  const order: string[] = []
+  const own = { toPostgres: () => order.push('asked') && 'own' }
+  expect(convertValues([own, new Date(0), { toJSON: () => undefined }, 7])).toEqual([
+    'own',
+    prepareValue(new Date(0)),
+    null,
+    '7',
+  ])
+  expect(order).toEqual(['asked'])
+  expect(() => convertValues([{ toJSON: () => explode() }])).toThrow('no form')
 })
 
 test('a connection has one wire', () => {

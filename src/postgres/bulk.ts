@@ -1,0 +1,440 @@
+import { type RawBuilder, sql } from 'kysely'
+import { DatabaseError, isDatabaseError } from '../core/errors.ts'
+import type { CallOptions } from './engine.ts'
+import { textOf } from './wire.ts'
+
+/** Rows to write: of an array, a generator, a stream of objects, or anything else that can be iterated. */
+export type RowSource<Row> = AsyncIterable<Row> | Iterable<Row>
+
+/** How many rows are written, and what becomes of the others when one cannot be. */
+export interface BulkOptions<Column extends string = never> extends Omit<CallOptions, 'replica'> {
+  /** Columns of the written rows to give back. Rows come in the order in which they are written. @default none */
+  readonly returning?: readonly Column[] | undefined
+  /** Most rows of one statement; it also ends at about a megabyte. @default 5000 */
+  readonly chunkRows?: number | undefined
+  /**
+   * `true`: all rows or none, in one transaction. `false`: each statement for itself, and when one fails the error's
+   * `rowsWritten` says how many rows are there. @default true
+   */
+  readonly atomic?: boolean | undefined
+  /** Hears of each statement that has been done. */
+  readonly onProgress?: ((progress: BulkProgress) => void) | undefined
+}
+
+/** How far it is. */
+export interface BulkProgress {
+  /** Rows that the statements up to now have written. */
+  readonly rows: number
+}
+
+/** What to do with rows that are there already. */
+export interface ConflictRule<Column extends string> {
+  /** The columns of a unique index or primary key, or the name of a constraint. */
+  readonly conflict: readonly Column[] | string
+  /** What the existing row takes from the new one; `none` leaves it as it is. @default all given columns but those of `conflict` */
+  readonly update?: readonly Column[] | 'none' | undefined
+}
+
+/** What was written. */
+export interface BulkResult<Row> {
+  /** Rows that were inserted or changed. */
+  readonly count: number
+  /** Empty unless `returning` was asked for. */
+  readonly rows: Row[]
+}
+
+/** How statements are run, by whoever knows the transactions. */
+export interface BulkRunner {
+  run(query: RawBuilder<Record<string, unknown>>, options: CallOptions): Promise<StatementOutcome>
+  /** An identifier as the statement will have it, quoted, and changed by the plugins that change identifiers. */
+  nameOf(identifier: RawBuilder<unknown>): string
+  /** `repeatable`: the work can be done again from its beginning. */
+  transaction<T>(work: () => Promise<T>, repeatable: boolean): Promise<T>
+}
+
+/** What is needed of the result of a statement. */
+export interface StatementOutcome {
+  readonly rows: Record<string, unknown>[]
+  readonly numAffectedRows?: bigint | undefined
+}
+
+/** What is done with the rows: the statement for a chunk of them. */
+export interface BulkCommand {
+  /** In words, for messages: `insert into users`. */
+  readonly description: string
+  readonly table: string
+  /** Columns that each row must have, and have no second time in one chunk. */
+  readonly keys: readonly string[]
+  /** Each row must have something beside its key. */
+  readonly isUpdate: boolean
+  statement(chunk: BulkChunk): RawBuilder<Record<string, unknown>>
+}
+
+/** Rows with the same columns, as they are sent. */
+export interface BulkChunk {
+  readonly columns: readonly string[]
+  /** `u` with these columns, in their types. */
+  readonly source: RawBuilder<unknown>
+}
+
+const defaultChunkRows = 5_000
+const chunkBytes = 1_048_576
+
+interface ColumnType {
+  readonly name: string
+  /**
+   * As the server writes it, without a length, and of a domain what it is made of: a cast to `varchar(3)` would cut where an
+   * insert refuses.
+   */
+  readonly type: string
+  readonly json: boolean
+  readonly array: boolean
+  readonly instant: boolean
+}
+
+/** `insert into`, with what happens to rows that are there already. */
+export function insertCommand<Column extends string>(
+  table: string,
+  returning: readonly string[],
+  rule?: ConflictRule<Column>,
+): BulkCommand {
+  return {
+    description: `${rule ? 'upsert' : 'insert'} into ${table}`,
+    table,
+    keys: rule && typeof rule.conflict !== 'string' ? rule.conflict : [],
+    isUpdate: false,
+    statement: ({ columns, source }) => sql`
+      insert into ${sql.table(table)} (${refs(columns)})
+      select ${refs(columns, 'u')} from ${source}${rule ? onConflict(columns, rule) : nothing}${giveBack(returning)}`,
+  }
+}
+
+/** `update` of the rows with these keys. */
+export function updateCommand(table: string, returning: readonly string[], keys: readonly string[]): BulkCommand {
+  return {
+    description: `update ${table}`,
+    table,
+    keys,
+    isUpdate: true,
+    statement({ columns, source }) {
+      const changed = columns.filter((column) => !keys.includes(column))
+      const set = changed.map((column) => sql`${sql.id(column)} = ${sql.id('u', column)}`)
+      const match = keys.map((key) => sql`${sql.id('t', key)} = ${sql.id('u', key)}`)
+      return sql`
+        update ${sql.table(table)} as t set ${sql.join(set)} from ${source}
+        where ${sql.join(match, sql` and `)}${giveBack(returning, 't')}`
+    },
+  }
+}
+
+const nothing = sql``
+
+function refs(columns: readonly string[], table?: string): RawBuilder<unknown> {
+  return sql.join(columns.map((column) => (table ? sql`${sql.id(table, column)}` : sql.id(column))))
+}
+
+function giveBack(returning: readonly string[], table?: string): RawBuilder<unknown> {
+  return returning.length === 0 ? nothing : sql` returning ${refs(returning, table)}`
+}
+
+function onConflict(columns: readonly string[], { conflict, update }: ConflictRule<string>): RawBuilder<unknown> {
+  const keys = typeof conflict === 'string' ? [] : conflict
+  const target = typeof conflict === 'string' ? sql`on constraint ${sql.id(conflict)}` : sql`(${refs(keys)})`
+  const changed = update === 'none' ? [] : (update ?? columns.filter((column) => !keys.includes(column)))
+  if (changed.length === 0) return sql` on conflict ${target} do nothing`
+  const set = changed.map((column) => sql`${sql.id(column)} = ${sql.id('excluded', column)}`)
+  return sql` on conflict ${target} do update set ${sql.join(set)}`
+}
+
+/**
+ * Writes rows in statements of many: each column is one parameter, an array that the server unfolds, so that no number of
+ * rows meets the protocol's limit of 65 535 parameters, and the text of the statement is always the same.
+ */
+export class BulkWrite {
+  readonly #runner: BulkRunner
+  readonly #command: BulkCommand
+  readonly #options: BulkOptions<string>
+  readonly #chunkRows: number
+  /** Rows that wait for a statement, by the columns that they have. */
+  readonly #pending = new Map<string, PendingRows>()
+  #last: PendingRows | undefined
+  #sending: Promise<void> | undefined
+  #pendingRows = 0
+  #pendingBytes = 0
+  #types: ReadonlyMap<string, ColumnType> = new Map()
+  #read = 0
+  #count = 0
+  #rows: Record<string, unknown>[] = []
+
+  constructor(runner: BulkRunner, command: BulkCommand, options: BulkOptions<string>) {
+    const { chunkRows = defaultChunkRows } = options
+    if (!Number.isInteger(chunkRows) || chunkRows < 1) {
+      throw invalid(`chunkRows is ${String(chunkRows)}. Give a whole number of rows from 1, or leave it out.`)
+    }
+    this.#runner = runner
+    this.#command = command
+    this.#options = options
+    this.#chunkRows = chunkRows
+  }
+
+  /** Reads the source to its end and writes what it gives. */
+  async write(source: RowSource<object>): Promise<BulkResult<Record<string, unknown>>> {
+    if (this.#options.atomic === false) return this.#writeAll(source)
+    return this.#runner.transaction(() => this.#writeAll(source), Array.isArray(source))
+  }
+
+  async #writeAll(source: RowSource<object>): Promise<BulkResult<Record<string, unknown>>> {
+    // A transaction may begin its work anew.
+    this.#pending.clear()
+    this.#last = undefined
+    this.#pendingRows = this.#pendingBytes = this.#read = this.#count = 0
+    this.#rows = []
+    try {
+      this.#types = await this.#readTypes()
+      await this.#readAll(source)
+      await this.#flush()
+    } catch (error) {
+      await this.#sending?.catch(() => undefined)
+      throw this.#explained(error)
+    }
+    return { count: this.#count, rows: this.#rows }
+  }
+
+  async #readAll(source: RowSource<object>): Promise<void> {
+    const rows = Symbol.iterator in source ? source[Symbol.iterator]() : source[Symbol.asyncIterator]()
+    let isOver = false
+    try {
+      for (;;) {
+        let next: IteratorResult<object> | Promise<IteratorResult<object>>
+        try {
+          next = rows.next()
+          // A row that is there already is not waited for: that would cost as much as all the rest.
+          if (next instanceof Promise) next = await next
+        } catch (cause) {
+          isOver = true
+          throw new Refusal('BULK_SOURCE_FAILED', `The source of the rows failed after row ${this.#read}.`, { cause })
+        }
+        if (next.done === true) {
+          isOver = true
+          return
+        }
+        this.#add(next.value)
+        if (this.#pendingRows >= this.#chunkRows || this.#pendingBytes >= chunkBytes) await this.#send()
+      }
+    } finally {
+      if (!isOver) await rows.return?.()
+    }
+  }
+
+  #add(row: object): void {
+    this.#read += 1
+    if (typeof row !== 'object' || row === null) throw this.#refused(`is ${row === null ? 'null' : typeof row}`)
+    const pending = this.#pendingFor(row)
+    const { columns, types, literals } = pending
+    for (let index = 0; index < columns.length; index += 1) {
+      const column = columns[index] as string
+      const text = this.#encode(column, types[index] as ColumnType, (row as Record<string, unknown>)[column])
+      const element = elementOf(text)
+      this.#pendingBytes += element.length + 1
+      literals[index] += pending.size === 0 ? element : `,${element}`
+      pending.lastTexts[index] = text
+    }
+    pending.size += 1
+    this.#pendingRows += 1
+    if (!pending.isNewKey(this.#command.keys)) throw this.#refused('has the key of another row that is written with it')
+  }
+
+  /** Most rows are like the one before. */
+  #pendingFor(row: object): PendingRows {
+    const last = this.#last
+    if (last !== undefined && hasColumns(row, last.columns)) return last
+    const entries = Object.entries(row).filter(([, value]) => value !== undefined)
+    const shape = entries.map(([column]) => column).join('\0')
+    this.#last = this.#pending.get(shape) ?? this.#begin(shape, entries)
+    return this.#last
+  }
+
+  #begin(shape: string, entries: readonly (readonly [string, unknown])[]): PendingRows {
+    const columns = entries.map(([column]) => column)
+    if (columns.length === 0) throw this.#refused('has no values')
+    if (this.#command.isUpdate && columns.length <= this.#command.keys.length)
+      throw this.#refused('has nothing but its key')
+    const missing = this.#command.keys.find((key) => !columns.includes(key))
+    if (missing !== undefined) throw this.#refused(`has no ${missing}, which is of the key`)
+    const types = columns.map((column) => {
+      const type = this.#types.get(this.#runner.nameOf(sql.id(column)))
+      if (type === undefined) throw this.#refused(`has ${column}, which is no column of ${this.#command.table}`)
+      return type
+    })
+    const pending = new PendingRows(columns, types)
+    this.#pending.set(shape, pending)
+    return pending
+  }
+
+  #encode(column: string, { json, instant }: ColumnType, value: unknown): string | null {
+    if (typeof value === 'number') return String(value)
+    // `pg` writes a time in the zone of the process, which takes long; for an instant any will do.
+    if (instant && value instanceof Date && isOrdinary(value)) return value.toISOString()
+    let text: string | null
+    try {
+      // A string is JSON already, as in a parameter; an array would be one of the server's.
+      text = json && typeof value === 'object' && value !== null ? JSON.stringify(value) : textOf(value)
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : 'it cannot be converted'
+      throw this.#refused(`has a value in ${column} that cannot be sent: ${reason}`, cause)
+    }
+    if (text?.includes('\0')) throw this.#refused(`has a NUL character in ${column}, which PostgreSQL cannot store`)
+    return text
+  }
+
+  /** Has what waits written, while the next rows are read; but no more than that. */
+  async #send(): Promise<void> {
+    const chunks = [...this.#pending.values()]
+    this.#pending.clear()
+    this.#last = undefined
+    this.#pendingRows = this.#pendingBytes = 0
+    await this.#sending
+    this.#sending = this.#write(chunks)
+    // Whoever waits for it next hears of its failure.
+    this.#sending.catch(() => undefined)
+  }
+
+  async #flush(): Promise<void> {
+    await this.#send()
+    await this.#sending
+  }
+
+  async #write(chunks: readonly PendingRows[]): Promise<void> {
+    const { returning, atomic: _atomic, chunkRows: _chunk, onProgress, ...call } = this.#options
+    for (const chunk of chunks) {
+      const statement = this.#command.statement({ columns: chunk.columns, source: chunk.source() })
+      const { rows, numAffectedRows } = await this.#runner.run(statement, call)
+      this.#count += Number(numAffectedRows ?? 0)
+      if (returning !== undefined) this.#rows = this.#rows.concat(rows)
+      onProgress?.({ rows: this.#count })
+    }
+  }
+
+  async #readTypes(): Promise<ReadonlyMap<string, ColumnType>> {
+    const table = this.#runner.nameOf(sql.table(this.#command.table))
+    const { rows } = await this.#runner.run(
+      sql`
+        with recursive base as (
+          select oid as type, oid as base, typtype, typbasetype from pg_type
+          where oid in (select atttypid from pg_attribute where attrelid = ${table}::regclass)
+          union all
+          select base.type, t.oid, t.typtype, t.typbasetype from base join pg_type t on t.oid = base.typbasetype
+        )
+        select '"' || replace(a.attname, '"', '""') || '"' as name, format_type(base, -1) as type,
+          base in ('json'::regtype, 'jsonb'::regtype) as json, base = 'timestamptz'::regtype as instant,
+          (select typcategory = 'A' from pg_type where oid = base) as array
+        from pg_attribute a join base on base.type = a.atttypid and base.typtype <> 'd'
+        where a.attrelid = ${table}::regclass and a.attnum > 0 and not a.attisdropped`,
+      {},
+    )
+    return new Map((rows as unknown as ColumnType[]).map((column) => [column.name, column]))
+  }
+
+  /** Says what is written, once nothing is on its way any more. */
+  #explained(error: unknown): unknown {
+    if (error instanceof Refusal) return this.#failed(error)
+    if (!isDatabaseError(error)) return error
+    if (error.sqlState === '21000') {
+      const twice = 'Two of the rows have the same key. Give each key once.'
+      return this.#failed(new Refusal('INVALID_ARGUMENT', twice, { cause: error }))
+    }
+    if (this.#options.atomic === false) (error as { rowsWritten?: number }).rowsWritten = this.#count
+    return error
+  }
+
+  #refused(what: string, cause?: unknown): Refusal {
+    return new Refusal('INVALID_ARGUMENT', `Row ${this.#read} ${what}.`, { cause })
+  }
+
+  #failed({ code, message, cause }: Refusal): DatabaseError {
+    const written = this.#options.atomic === false ? this.#count : 0
+    const rest = written === 0 ? 'Nothing was written.' : `${written} rows are written.`
+    const rowsWritten = this.#options.atomic === false ? written : undefined
+    return new DatabaseError(code, `${this.#command.description}: ${message} ${rest}`, { cause, rowsWritten })
+  }
+}
+
+/** Why the writing ends, before it is known what is written. */
+class Refusal extends Error {
+  readonly code: 'BULK_SOURCE_FAILED' | 'INVALID_ARGUMENT'
+
+  constructor(code: Refusal['code'], message: string, options: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}
+
+/** Rows with the same columns that wait for their statement. */
+class PendingRows {
+  readonly columns: readonly string[]
+  readonly types: readonly ColumnType[]
+  /** By column, the elements of an array as the server reads it. */
+  readonly literals: string[]
+  /** Of the last row. */
+  readonly lastTexts: (string | null)[]
+  size = 0
+  readonly #keys = new Set<string>()
+
+  constructor(columns: readonly string[], types: readonly ColumnType[]) {
+    this.columns = columns
+    this.types = types
+    this.literals = columns.map(() => '')
+    this.lastTexts = columns.map(() => null)
+  }
+
+  /** Whether the last row has a key that none before it has: which of two would count is left to the server. */
+  isNewKey(keys: readonly string[]): boolean {
+    if (keys.length === 0) return true
+    const key = keys.map((name) => this.lastTexts[this.columns.indexOf(name)] ?? '').join('\0')
+    const isNew = !this.#keys.has(key)
+    this.#keys.add(key)
+    return isNew
+  }
+
+  /** An array of arrays would be unfolded whole, so arrays travel as texts that the server casts row by row. */
+  source(): RawBuilder<unknown> {
+    const names = this.columns.map((_, index) => sql.id(`c${index}`))
+    const arrays = this.types.map(
+      ({ type, array }, index) => sql`${`{${this.literals[index]}}`}::${sql.raw(array ? 'text' : type)}[]`,
+    )
+    const values = this.types.map(({ type, array }, index) => {
+      const value = array ? sql`${sql.id(`c${index}`)}::${sql.raw(type)}` : sql.id(`c${index}`)
+      return sql`${value} as ${sql.id(this.columns[index] as string)}`
+    })
+    return sql`(select ${sql.join(values)} from unnest(${sql.join(arrays)}) as r (${sql.join(names)})) as u`
+  }
+}
+
+/** ISO 8601 has signs for other years, and invalid ones are the server's to refuse. */
+function isOrdinary(date: Date): boolean {
+  const year = date.getUTCFullYear()
+  return year >= 1 && year <= 9999
+}
+
+/** Whether a row has these columns and no others. */
+function hasColumns(row: object, columns: readonly string[]): boolean {
+  let index = 0
+  for (const column in row) {
+    if (columns[index] !== column || (row as Record<string, unknown>)[column] === undefined) return false
+    index += 1
+  }
+  return index === columns.length
+}
+
+const needsQuotes = /["\\{},\s]|^$|^null$/i
+
+/** A value as an element of an array. */
+function elementOf(text: string | null): string {
+  if (text === null) return 'null'
+  if (!needsQuotes.test(text)) return text
+  return `"${text.includes('"') || text.includes('\\') ? text.replaceAll(/["\\]/g, '\\$&') : text}"`
+}
+
+function invalid(message: string): DatabaseError {
+  return new DatabaseError('INVALID_ARGUMENT', message)
+}
