@@ -1,6 +1,6 @@
 /** What a library must do to take part, and which libraries do. */
 
-import type { Comment, NewComment, PostWithAuthor, User } from './data-set.ts'
+import type { Comment, NewComment, Payment, PostWithAuthor, User } from './data-set.ts'
 
 /** How a contender connects. */
 export interface ContenderSettings {
@@ -20,6 +20,8 @@ export interface Operations {
   readonly readUser?: (id: number) => Promise<User | null | undefined>
   /** The 50 newest posts before a key with the names of their authors, in one statement. */
   readonly readPage?: (before: number) => Promise<readonly PostWithAuthor[]>
+  /** The 1 000 payments after a key, one column of each common type. */
+  readonly readExport?: (after: number) => Promise<readonly Payment[]>
   /** One insert that gives back the whole row with what the server filled in. */
   readonly addComment?: (comment: NewComment) => Promise<Comment>
   /** Two updates in one transaction. */

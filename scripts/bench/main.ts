@@ -6,6 +6,7 @@
 import { writeFileSync } from 'node:fs'
 import { availableParallelism, constants, loadavg } from 'node:os'
 import { join } from 'node:path'
+import { measureBulk } from './bulk.ts'
 import { baseline, type ContenderName } from './contender.ts'
 import { measureImports } from './import-time.ts'
 import { writeMarkdown } from './markdown.ts'
@@ -23,9 +24,11 @@ import { type BenchOptions, help, parseOptions, UsageError } from './options.ts'
 import { contenderVersions, installPeers } from './peers.ts'
 import { openPgbench, type Pgbench } from './pgbench.ts'
 import { openProgress, type Progress } from './progress.ts'
+import { measureReplicaReads } from './replica-reads.ts'
 import { formatReport } from './report.ts'
 import { describeMachine, failures, judge, type Results, toJson } from './results.ts'
 import { type BenchServer, openServer } from './server.ts'
+import { measureStreams } from './streaming.ts'
 import { startWorker, type Worker } from './worker-process.ts'
 import { workloads } from './workloads.ts'
 
@@ -44,7 +47,10 @@ interface Stage {
   readonly workers: Worker[]
 }
 
-type Measured = Pick<Results, 'curve' | 'imports' | 'workloads'>
+type Measured = Pick<Results, 'bulk' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'workloads'>
+
+/** Each turn takes some seconds, and varies little. */
+const mostStreamRounds = 7
 
 async function run(options: BenchOptions, progress: Progress): Promise<Results> {
   const remarks: string[] = []
@@ -104,6 +110,13 @@ async function measureAll(
   return {
     workloads: measured,
     curve: options.parts.has('curve') ? await measureReadCurve(workers, schedule, progress) : undefined,
+    streams: options.parts.has('stream')
+      ? await tryStreams(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
+      : undefined,
+    bulk: options.parts.has('bulk')
+      ? await tryBulk(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
+      : undefined,
+    replicaReads: options.parts.has('replicas') ? await tryReplicaReads(schedule, remarks, progress) : undefined,
     imports: options.parts.has('import') ? await tryImports(remarks, progress) : undefined,
   }
 }
@@ -119,6 +132,50 @@ async function measureReadCurve(
   const names: ReadonlySet<ContenderName> = new Set(curveContenders)
   const taking = workers.filter(({ name }) => names.has(name))
   return measureCurve(reads, taking, schedule)
+}
+
+async function tryStreams(
+  server: BenchServer,
+  rounds: number,
+  remarks: string[],
+  progress: Progress,
+): Promise<Results['streams']> {
+  progress.step('a million rows, streamed')
+  try {
+    return await measureStreams(server.client, server.url, rounds)
+  } catch (error) {
+    remarks.push(`Streams were not measured. ${(error as Error).message.trim()}`)
+    return undefined
+  }
+}
+
+async function tryBulk(
+  server: BenchServer,
+  rounds: number,
+  remarks: string[],
+  progress: Progress,
+): Promise<Results['bulk']> {
+  progress.step('many rows, written')
+  try {
+    return await measureBulk(server.url, rounds)
+  } catch (error) {
+    remarks.push(`Writing many rows was not measured. ${(error as Error).message.trim()}`)
+    return undefined
+  }
+}
+
+async function tryReplicaReads(
+  { rounds, sliceMs }: Schedule,
+  remarks: string[],
+  progress: Progress,
+): Promise<Results['replicaReads']> {
+  progress.step('reads from two replicas')
+  try {
+    return await measureReplicaReads(rounds, sliceMs)
+  } catch (error) {
+    remarks.push(`Reads from replicas were not measured. ${(error as Error).message.trim()}`)
+    return undefined
+  }
 }
 
 async function tryImports(remarks: string[], progress: Progress): Promise<Results['imports']> {

@@ -3,7 +3,17 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { contenderNames } from './contender.ts'
 import { curveCallers, curveContenders, pgbenchRatio, speedRatio } from './measure.ts'
-import { formatCount, formatRange, machineLine, methodLine, typical } from './report.ts'
+import {
+  bulkHead,
+  bulkTable,
+  formatCount,
+  formatRange,
+  machineLine,
+  methodLine,
+  streamHead,
+  streamRows,
+  typical,
+} from './report.ts'
 import { judge, type Results } from './results.ts'
 import type { Spread } from './statistics.ts'
 
@@ -20,7 +30,7 @@ export function writeMarkdown(file: string, results: Results): void {
 }
 
 function formatMarkdown(results: Results): string {
-  const { workloads, versions, curve, imports } = results
+  const { workloads, versions, curve, streams, bulk, replicaReads, imports } = results
   const columns = workloads.map(({ workload }) => workload.title)
   const speed = contenderNames
     .filter((name) => workloads.some(({ slices }) => slices.has(name)))
@@ -55,6 +65,19 @@ function formatMarkdown(results: Results): string {
         ]),
       ),
     )
+  if (streams)
+    sections.push(
+      'A million rows, streamed; memory is the most that the process ever had:',
+      table(streamHead, streamRows(streams)),
+    )
+  if (bulk) sections.push('A hundred thousand rows, written:', table(bulkHead, bulkTable(bulk)))
+  if (replicaReads) {
+    const { oneServer, twoReplicas, ratio } = replicaReads
+    sections.push(
+      `Reads by key from two replicas, 32 at once: ${formatCount(twoReplicas.median)} per second, from one server ${formatCount(oneServer.median)}; ` +
+        `ratio ${cell(ratio)}. All servers shared the cores of this machine with each other and with the reader.`,
+    )
+  }
   if (imports)
     sections.push(
       `Import: kanta ${imports.kantaMs.toFixed(0)} ms; kysely, pg and ioredis together ${imports.partsMs.toFixed(0)} ms; ratio ${imports.ratio.toFixed(2)}.`,

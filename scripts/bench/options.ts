@@ -4,7 +4,7 @@ import { targets } from './targets.ts'
 import { workloads } from './workloads.ts'
 
 /** What is measured beside the workloads. */
-const extras = ['curve', 'import'] as const
+const extras = ['curve', 'stream', 'bulk', 'replicas', 'import'] as const
 
 /** Everything that `--only` knows. */
 const parts: readonly string[] = [...workloads.map(({ name }) => name), ...extras]
@@ -51,6 +51,8 @@ export function parseOptions(args: readonly string[]): BenchOptions | undefined 
     throw new UsageError('--markdown writes a whole run; leave out --only, --contenders and --floor.')
   const withTarget = new Set<string>([
     'import',
+    'stream',
+    'bulk',
     ...targets.flatMap(({ part, contender, against }) => [part, contender, against]),
   ])
   const wanted = <Name extends string>(names: readonly Name[], given: string | undefined, option: string) =>

@@ -1,6 +1,7 @@
 /** Results as a table for a person at a terminal. */
 
 import { stripVTControlCharacters, styleText } from 'node:util'
+import { bulkRatio, type BulkResults } from './bulk.ts'
 import { baseline, type ContenderName } from './contender.ts'
 import {
   curveCallers,
@@ -12,6 +13,7 @@ import {
 } from './measure.ts'
 import { failures, judge, type Results } from './results.ts'
 import { median, type Spread } from './statistics.ts'
+import { streamBaseline, streamRatio, type StreamResults, type StreamTurn } from './streaming.ts'
 import type { Slice } from './worker.ts'
 
 const barWidth = 24
@@ -22,6 +24,9 @@ export function formatReport(results: Results): string {
     formatHead(results),
     ...results.workloads.map((result) => formatWorkload(result, results.options.contenders)),
     ...(results.curve ? [formatCurve(results.curve)] : []),
+    ...(results.streams ? [formatStreams(results.streams)] : []),
+    ...(results.bulk ? [formatBulk(results.bulk)] : []),
+    ...(results.replicaReads ? [formatReplicaReads(results.replicaReads)] : []),
     ...(results.imports ? [formatImports(results.imports)] : []),
     ...(judge(results).length > 0 ? [formatVerdicts(results)] : []),
     ...formatProblems(results),
@@ -123,6 +128,50 @@ function formatCurve({ points }: CurveResult): string {
   ])
   const head = ['callers', ...curveContenders.flatMap((name) => [`${name}/s`, 'p99 ms'])]
   return `${styleText('bold', 'Read by key, from 1 to 256 callers')}\n${align([head, ...rows])}`
+}
+
+/** What is said of one who streams: rows per second, how many times the baseline's, CPU per row in µs, memory in MB. */
+export function streamRows(results: StreamResults): string[][] {
+  return [...results].map(([name, turns]) => {
+    const ratio = streamRatio(results, name)
+    const middle = (figure: keyof StreamTurn): number => median(turns.map((turn) => turn[figure]))
+    return [
+      name,
+      formatCount(middle('rowsPerSecond')),
+      ratio.median.toFixed(2),
+      formatRange(ratio),
+      middle('cpuMicrosPerRow').toFixed(2),
+      Math.max(...turns.map(({ peakMb }) => peakMb)).toFixed(0),
+    ]
+  })
+}
+
+export const streamHead: readonly string[] = ['', 'rows/s', `× ${streamBaseline}`, 'range', 'CPU µs', 'peak MB']
+
+function formatStreams(results: StreamResults): string {
+  return `${styleText('bold', 'A million rows, streamed')}\n${align([streamHead, ...streamRows(results)])}`
+}
+
+/** What is said of a way to write: rows per second, and how many times as fast `insertMany` is. */
+export function bulkTable(results: BulkResults): string[][] {
+  return [...results].map(([name, speeds]) => {
+    const ratio = bulkRatio(results, name)
+    return [name, formatCount(median(speeds)), ratio.median.toFixed(2), formatRange(ratio)]
+  })
+}
+
+export const bulkHead: readonly string[] = ['', 'rows/s', 'insertMany is ×', 'range']
+
+function formatBulk(results: BulkResults): string {
+  return `${styleText('bold', 'A hundred thousand rows, written')}\n${align([bulkHead, ...bulkTable(results)])}`
+}
+
+function formatReplicaReads({ oneServer, twoReplicas, ratio }: NonNullable<Results['replicaReads']>): string {
+  const rows = [
+    ['one server', formatCount(oneServer.median), '1.00', ''],
+    ['two replicas', formatCount(twoReplicas.median), ratio.median.toFixed(2), formatRange(ratio)],
+  ]
+  return `${styleText('bold', 'Reads by key per second, 32 at once, servers all on this machine')}\n${align(rows)}`
 }
 
 function formatImports({ kantaMs, partsMs, ratio }: NonNullable<Results['imports']>): string {

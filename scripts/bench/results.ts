@@ -1,11 +1,14 @@
 /** Everything that a run has found, and what it says of the targets. */
 
 import { cpus, release, totalmem, type } from 'node:os'
+import { type BulkContender, bulkRatio, type BulkResults, bulkRows } from './bulk.ts'
 import type { ContenderName } from './contender.ts'
 import type { ImportTimes } from './import-time.ts'
 import { type CurveResult, speedRatio, type WorkloadResult } from './measure.ts'
 import type { BenchOptions } from './options.ts'
-import { importAtMost, targets } from './targets.ts'
+import type { ReplicaReads } from './replica-reads.ts'
+import { streamBaseline, streamRatio, type StreamResults } from './streaming.ts'
+import { bulkAtLeast, importAtMost, streamAtLeast, targets } from './targets.ts'
 
 /** Where and when it was measured. */
 export interface Machine {
@@ -24,6 +27,9 @@ export interface Results {
   readonly versions: Readonly<Record<ContenderName, string>>
   readonly workloads: readonly WorkloadResult[]
   readonly curve: CurveResult | undefined
+  readonly streams: StreamResults | undefined
+  readonly bulk: BulkResults | undefined
+  readonly replicaReads: ReplicaReads | undefined
   readonly imports: ImportTimes | undefined
   /** What could not be measured at all, and what makes the figures doubtful. */
   readonly remarks: readonly string[]
@@ -65,6 +71,26 @@ export function judge(results: Results): Verdict[] {
       met: ratio !== undefined && ratio.median >= atLeast,
     })
   }
+  if (results.options.parts.has('stream')) {
+    const ratio = results.streams && streamRatio(results.streams, 'kanta').median
+    verdicts.push({
+      title: 'A million rows, streamed: kanta',
+      wanted: `≥ ${streamAtLeast.toFixed(1)} × ${streamBaseline}`,
+      measured: ratio?.toFixed(2) ?? '–',
+      met: ratio !== undefined && ratio >= streamAtLeast,
+    })
+  }
+  if (results.options.parts.has('bulk')) {
+    for (const [against, atLeast] of Object.entries(bulkAtLeast)) {
+      const ratio = results.bulk && bulkRatio(results.bulk, against as BulkContender).median
+      verdicts.push({
+        title: `${bulkRows.toLocaleString('en')} rows written: insertMany`,
+        wanted: `≥ ${atLeast} × ${against}`,
+        measured: ratio?.toFixed(2) ?? '–',
+        met: ratio !== undefined && ratio >= atLeast,
+      })
+    }
+  }
   if (results.options.parts.has('import'))
     verdicts.push({
       title: 'Importing the package',
@@ -90,7 +116,7 @@ export function failures(
 
 /** The figures of every turn, for other programs. */
 export function toJson(results: Results): string {
-  const { workloads, curve, options, ...rest } = results
+  const { workloads, curve, streams, bulk, options, ...rest } = results
   const plain = {
     ...rest,
     options: { ...options, parts: [...options.parts] },
@@ -107,6 +133,8 @@ export function toJson(results: Results): string {
       points: Object.fromEntries([...curve.points].map(([callers, slices]) => [callers, Object.fromEntries(slices)])),
       problems: Object.fromEntries(curve.problems),
     },
+    streams: streams && Object.fromEntries(streams),
+    bulk: bulk && Object.fromEntries(bulk),
     verdicts: judge(results),
   }
   return `${JSON.stringify(plain, null, 2)}\n`

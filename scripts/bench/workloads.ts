@@ -1,6 +1,15 @@
 import type { Client } from 'pg'
 import type { Operations } from './contender.ts'
-import { commentColumns, pageSize, postColumns, rowCounts, statements, userColumns } from './data-set.ts'
+import {
+  commentColumns,
+  exportSize,
+  pageSize,
+  paymentColumns,
+  postColumns,
+  rowCounts,
+  statements,
+  userColumns,
+} from './data-set.ts'
 import type { Random } from './statistics.ts'
 
 /** One kind of work, done by every contender that has the operation for it. */
@@ -74,6 +83,20 @@ export const workloads: readonly Workload[] = [
     expected: async (client) => (await client.query(statements.readPage, [30_000])).rows,
     pgbench: {
       script: `\\set before random(${pageSize + 1}, ${rowCounts.posts})\n${oneLine(statements.readPage).replace('$1', ':before')};\n`,
+      clients: 8,
+    },
+  },
+  {
+    name: 'rows-1000',
+    title: `Result of ${exportSize} rows, 8 at once`,
+    callers: 8,
+    bind: ({ readExport }, random) => readExport && (() => readExport(random(rowCounts.payments - exportSize))),
+    async sample({ readExport }) {
+      return (await readExport?.(12_345))?.map((row) => pick(row, paymentColumns))
+    },
+    expected: async (client) => (await client.query(statements.readExport, [12_345])).rows,
+    pgbench: {
+      script: `\\set after random(1, ${rowCounts.payments - exportSize})\n${statements.readExport.replace('$1', ':after')};\n`,
       clients: 8,
     },
   },

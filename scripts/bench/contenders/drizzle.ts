@@ -1,9 +1,9 @@
-import { desc, eq, lt, sql } from 'drizzle-orm'
+import { desc, eq, gt, lt, sql } from 'drizzle-orm'
 import { drizzle } from 'drizzle-orm/node-postgres'
-import { boolean, integer, pgTable, text, timestamp } from 'drizzle-orm/pg-core'
+import { boolean, customType, integer, jsonb, numeric, pgTable, text, timestamp } from 'drizzle-orm/pg-core'
 import { Pool } from 'pg'
 import type { OpenContender } from '../contender.ts'
-import { pageSize } from '../data-set.ts'
+import { exportSize, pageSize, type PaymentDetails } from '../data-set.ts'
 
 const moment = (name: string) => timestamp(name, { withTimezone: true, precision: 3 })
 
@@ -28,6 +28,20 @@ const orders = pgTable('orders', {
   id: integer('id').primaryKey().generatedByDefaultAsIdentity(),
   status: text('status').notNull(),
   updated_at: moment('updated_at').notNull(),
+})
+
+// Its own bigint is a number or a bigint, which would be other work than that of the others.
+const bigintText = customType<{ data: string }>({ dataType: () => 'bigint' })
+
+const payments = pgTable('payments', {
+  id: integer('id').primaryKey(),
+  account_id: bigintText('account_id').notNull(),
+  reference: text('reference').notNull(),
+  purpose: text('purpose'),
+  paid_at: moment('paid_at').notNull(),
+  is_settled: boolean('is_settled').notNull(),
+  amount: numeric('amount', { precision: 12, scale: 2 }).notNull(),
+  details: jsonb('details').$type<PaymentDetails>().notNull(),
 })
 
 const comments = pgTable('comments', {
@@ -69,6 +83,8 @@ export const openDrizzle: OpenContender = async (settings) => {
         .where(lt(posts.id, before))
         .orderBy(desc(posts.id))
         .limit(pageSize),
+    readExport: async (after) =>
+      db.select().from(payments).where(gt(payments.id, after)).orderBy(payments.id).limit(exportSize),
     async addComment(comment) {
       const [row] = await db.insert(comments).values(comment).returning()
       if (row === undefined) throw new Error('The insert gave no row back.')

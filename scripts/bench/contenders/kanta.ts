@@ -1,7 +1,15 @@
 import { type Expression, type Kysely, sql } from 'kysely'
 import { createDatabase, type Database, type Parameters } from '../../../src/index.ts'
 import type { ContenderSettings, OpenContender } from '../contender.ts'
-import { type BenchSchema, commentColumns, type NewComment, pageSize, userColumns } from '../data-set.ts'
+import {
+  type BenchSchema,
+  commentColumns,
+  exportSize,
+  type NewComment,
+  pageSize,
+  paymentColumns,
+  userColumns,
+} from '../data-set.ts'
 
 /** kanta as an application uses it: every protection on, each query built and compiled where it is called. */
 export const openKanta: OpenContender = async (settings) => {
@@ -10,6 +18,7 @@ export const openKanta: OpenContender = async (settings) => {
   return {
     readUser: (id) => db.selectFrom('users').select(userColumns).where('id', '=', id).executeTakeFirst(),
     readPage: (before) => page(db, before).execute(),
+    readExport: (after) => payments(db, after).execute(),
     addComment: (comment) =>
       db.insertInto('comments').values(comment).returning(commentColumns).executeTakeFirstOrThrow(),
     payOrder: (orderId, userId) =>
@@ -29,6 +38,7 @@ export const openKantaPrepared: OpenContender = async (settings) => {
     db.selectFrom('users').select(userColumns).where('id', '=', p('id')),
   )
   const readPage = database.prepare((p: Parameters<{ before: number }>) => page(db, p('before')))
+  const readExport = database.prepare((p: Parameters<{ after: number }>) => payments(db, p('after')))
   const addComment = database.prepare((p: Parameters<NewComment>) =>
     db
       .insertInto('comments')
@@ -40,6 +50,7 @@ export const openKantaPrepared: OpenContender = async (settings) => {
   return {
     readUser: (id) => readUser.first({ id }),
     readPage: (before) => readPage({ before }),
+    readExport: (after) => readExport({ after }),
     async addComment(comment) {
       const row = await addComment.first(comment)
       if (row === undefined) throw new Error('The insert gave no row back.')
@@ -80,6 +91,9 @@ const page = (db: Kysely<BenchSchema>, before: Key) =>
     .where('posts.id', '<', before)
     .orderBy('posts.id', 'desc')
     .limit(pageSize)
+
+const payments = (db: Kysely<BenchSchema>, after: Key) =>
+  db.selectFrom('payments').select(paymentColumns).where('id', '>', after).orderBy('id').limit(exportSize)
 
 const paid = (db: Kysely<BenchSchema>, orderId: Key) =>
   db

@@ -1,6 +1,16 @@
 import knex from 'knex'
 import type { OpenContender } from '../contender.ts'
-import { type Comment, commentColumns, pageSize, type PostWithAuthor, type User, userColumns } from '../data-set.ts'
+import {
+  type Comment,
+  commentColumns,
+  exportSize,
+  pageSize,
+  type Payment,
+  paymentColumns,
+  type PostWithAuthor,
+  type User,
+  userColumns,
+} from '../data-set.ts'
 
 const page = [
   'posts.id',
@@ -30,6 +40,8 @@ export const openKnex: OpenContender = async (settings) => {
         .where('posts.id', '<', before)
         .orderBy('posts.id', 'desc')
         .limit(pageSize),
+    readExport: async (after) =>
+      db('payments').select<Payment[]>(paymentColumns).where('id', '>', after).orderBy('id').limit(exportSize),
     async addComment(comment) {
       const [row]: Comment[] = await db('comments').insert(comment).returning(commentColumns)
       if (row === undefined) throw new Error('The insert gave no row back.')

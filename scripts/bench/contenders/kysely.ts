@@ -1,7 +1,7 @@
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Pool } from 'pg'
 import type { OpenContender } from '../contender.ts'
-import { type BenchSchema, commentColumns, pageSize, userColumns } from '../data-set.ts'
+import { type BenchSchema, commentColumns, exportSize, pageSize, paymentColumns, userColumns } from '../data-set.ts'
 
 /** Kysely with its own PostgreSQL dialect. */
 export const openKysely: OpenContender = async (settings) => {
@@ -23,6 +23,14 @@ export const openKysely: OpenContender = async (settings) => {
         .where('posts.id', '<', before)
         .orderBy('posts.id', 'desc')
         .limit(pageSize)
+        .execute(),
+    readExport: (after) =>
+      db
+        .selectFrom('payments')
+        .select(paymentColumns)
+        .where('id', '>', after)
+        .orderBy('id')
+        .limit(exportSize)
         .execute(),
     addComment: (comment) =>
       db.insertInto('comments').values(comment).returning(commentColumns).executeTakeFirstOrThrow(),

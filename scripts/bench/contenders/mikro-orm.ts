@@ -1,6 +1,6 @@
 import { defineEntity, MikroORM, p, raw } from '@mikro-orm/postgresql'
 import type { OpenContender } from '../contender.ts'
-import { pageSize } from '../data-set.ts'
+import { exportSize, pageSize, type PaymentDetails } from '../data-set.ts'
 
 const users = defineEntity({
   name: 'users',
@@ -34,6 +34,20 @@ const orders = defineEntity({
   },
 })
 
+const payments = defineEntity({
+  name: 'payments',
+  properties: {
+    id: p.integer().primary(),
+    account_id: p.bigint('string'),
+    reference: p.text(),
+    purpose: p.text().nullable(),
+    paid_at: p.datetime(3),
+    is_settled: p.boolean(),
+    amount: p.decimal('string'),
+    details: p.json<PaymentDetails>(),
+  },
+})
+
 const comments = defineEntity({
   name: 'comments',
   properties: {
@@ -51,7 +65,7 @@ export const openMikroOrm: OpenContender = async (settings) => {
     clientUrl: settings.url,
     driverOptions: { application_name: settings.applicationName },
     pool: { min: settings.connections, max: settings.connections, idleTimeoutMillis: 0 },
-    entities: [users, posts, orders, comments],
+    entities: [users, posts, orders, payments, comments],
     // Else a flush of one insert takes three round trips.
     implicitTransactions: false,
   })
@@ -77,6 +91,12 @@ export const openMikroOrm: OpenContender = async (settings) => {
         author_id: author.id,
         author_name: author.name,
       }))
+    },
+    async readExport(after) {
+      const found = await orm.em
+        .fork()
+        .find(payments, { id: { $gt: after } }, { orderBy: { id: 'asc' }, limit: exportSize })
+      return found.map((payment) => ({ ...payment, purpose: payment.purpose ?? null }))
     },
     async addComment(comment) {
       const manager = orm.em.fork()

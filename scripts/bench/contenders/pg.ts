@@ -1,6 +1,13 @@
 import { Pool, type QueryResultRow } from 'pg'
 import type { ContenderSettings, OpenContender, Operations } from '../contender.ts'
-import { type Comment, type PostWithAuthor, type StatementName, statements, type User } from '../data-set.ts'
+import {
+  type Comment,
+  type Payment,
+  type PostWithAuthor,
+  type StatementName,
+  statements,
+  type User,
+} from '../data-set.ts'
 
 /** The driver as most code uses it: `pool.query(text, values)`. */
 export const openPg: OpenContender = (settings) => open(settings, (_name, text, values) => ({ text, values }))
@@ -32,6 +39,7 @@ async function open(
       return (await rows<User>('readUser', [id]))[0]
     },
     readPage: (before) => rows<PostWithAuthor>('readPage', [before]),
+    readExport: (after) => rows<Payment>('readExport', [after]),
     async addComment(comment) {
       const [row] = await rows<Comment>('addComment', [comment.post_id, comment.author_id, comment.body])
       if (row === undefined) throw new Error('The insert gave no row back.')

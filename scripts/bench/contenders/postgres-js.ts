@@ -1,6 +1,6 @@
 import postgres from 'postgres'
 import type { OpenContender } from '../contender.ts'
-import { type Comment, pageSize, type PostWithAuthor, type User } from '../data-set.ts'
+import { type Comment, exportSize, pageSize, type Payment, type PostWithAuthor, type User } from '../data-set.ts'
 
 /** postgres.js with its defaults: it prepares every statement and pipelines on its connections. */
 export const openPostgresJs: OpenContender = async (settings) => {
@@ -18,6 +18,9 @@ export const openPostgresJs: OpenContender = async (settings) => {
       select posts.id, posts.title, posts.created_at, posts.updated_at, users.id as author_id, users.name as author_name
       from posts inner join users on users.id = posts.author_id
       where posts.id < ${before} order by posts.id desc limit ${sql.unsafe(String(pageSize))}`,
+    readExport: async (after) => sql<Payment[]>`
+      select id, account_id, reference, purpose, paid_at, is_settled, amount, details
+      from payments where id > ${after} order by id limit ${sql.unsafe(String(exportSize))}`,
     async addComment(comment) {
       const [row] = await sql<Comment[]>`
         insert into comments (post_id, author_id, body)

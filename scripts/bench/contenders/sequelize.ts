@@ -1,6 +1,6 @@
 import { DataTypes, type Model, type ModelAttributeColumnOptions, Op, Sequelize } from 'sequelize'
 import type { OpenContender } from '../contender.ts'
-import { type Comment, type NewComment, pageSize, type User } from '../data-set.ts'
+import { type Comment, exportSize, type NewComment, pageSize, type Payment, type User } from '../data-set.ts'
 
 interface UserModel extends Model, User {}
 
@@ -11,6 +11,8 @@ interface PostModel extends Model {
   readonly updated_at: Date
   readonly author: User
 }
+
+interface PaymentModel extends Model, Payment {}
 
 interface CommentModel extends Model<Comment, NewComment>, Comment {}
 
@@ -45,6 +47,16 @@ export const openSequelize: OpenContender = async (settings) => {
   })
   posts.belongsTo(users, { as: 'author', foreignKey: 'author_id' })
   const orders = sequelize.define('orders', { id: key(), status: text(), updated_at: moment() })
+  const payments = sequelize.define<PaymentModel>('payments', {
+    id: { type: DataTypes.INTEGER, primaryKey: true },
+    account_id: { type: DataTypes.BIGINT },
+    reference: text(),
+    purpose: text(),
+    paid_at: moment(),
+    is_settled: { type: DataTypes.BOOLEAN },
+    amount: { type: DataTypes.DECIMAL(12, 2) },
+    details: { type: DataTypes.JSONB },
+  })
   const comments = sequelize.define<CommentModel>('comments', {
     id: key(),
     post_id: number(),
@@ -72,6 +84,8 @@ export const openSequelize: OpenContender = async (settings) => {
         author_name: author.name,
       }))
     },
+    readExport: (after) =>
+      payments.findAll({ where: { id: { [Op.gt]: after } }, order: [['id', 'ASC']], limit: exportSize }),
     addComment: (comment) => comments.create(comment),
     async payOrder(orderId, userId) {
       await sequelize.transaction(async (transaction) => {

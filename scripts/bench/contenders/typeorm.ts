@@ -1,6 +1,6 @@
-import { DataSource, EntitySchema, type EntitySchemaColumnOptions } from 'typeorm'
+import { DataSource, EntitySchema, type EntitySchemaColumnOptions, MoreThan } from 'typeorm'
 import type { OpenContender } from '../contender.ts'
-import { type Comment, type NewComment, pageSize, type User } from '../data-set.ts'
+import { type Comment, exportSize, type NewComment, pageSize, type Payment, type User } from '../data-set.ts'
 
 interface Post {
   readonly id: number
@@ -44,6 +44,20 @@ const orders = new EntitySchema<Order>({
   columns: { id: key, status: text, updated_at: moment },
 })
 
+const payments = new EntitySchema<Payment>({
+  name: 'payments',
+  columns: {
+    id: { type: 'int', primary: true },
+    account_id: { type: 'bigint' },
+    reference: text,
+    purpose: { type: 'text', nullable: true },
+    paid_at: moment,
+    is_settled: { type: 'boolean' },
+    amount: { type: 'numeric', precision: 12, scale: 2 },
+    details: { type: 'jsonb' },
+  },
+})
+
 const comments = new EntitySchema<Comment>({
   name: 'comments',
   columns: {
@@ -63,10 +77,11 @@ export const openTypeOrm: OpenContender = async (settings) => {
     applicationName: settings.applicationName,
     poolSize: settings.connections,
     extra: { idleTimeoutMillis: 0 },
-    entities: [users, posts, orders, comments],
+    entities: [users, posts, orders, payments, comments],
   }).initialize()
   const userRepository = source.getRepository(users)
   const postRepository = source.getRepository(posts)
+  const paymentRepository = source.getRepository(payments)
   const commentRepository = source.getRepository(comments)
   return {
     readUser: (id) => userRepository.findOneBy({ id }),
@@ -81,6 +96,8 @@ export const openTypeOrm: OpenContender = async (settings) => {
         .getMany()
       return found.map(({ author, ...post }) => ({ ...post, author_id: author.id, author_name: author.name }))
     },
+    readExport: (after) =>
+      paymentRepository.find({ where: { id: MoreThan(after) }, order: { id: 'ASC' }, take: exportSize }),
     async addComment(comment: NewComment) {
       // Not `save()`, which wraps the one statement in a transaction.
       const inserted = await commentRepository.insert(comment)
