@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import {
   type CompiledQuery,
   type Dialect,
@@ -20,10 +21,20 @@ import {
   BulkWrite,
   type ConflictRule,
   insertCommand,
-  type RowSource,
   updateCommand,
 } from './postgres/bulk.ts'
 import type { ConnectionSource } from './postgres/connection.ts'
+import {
+  type CopyBytesOptions,
+  type CopyFromOptions,
+  CopyReaderStream,
+  type CopyResult,
+  type CopyStream,
+  type CopyToOptions,
+  CopyWrite,
+} from './postgres/copy.ts'
+import { type CopyFormat, copyQueryTo, copyTableTo } from './postgres/copy-sql.ts'
+import { CopyOut } from './postgres/copy-statement.ts'
 import {
   type CallOptions,
   type DatabaseEvents,
@@ -53,10 +64,11 @@ import {
 import { callSiteAbove, describeHolder, type PoolStats } from './postgres/pool.ts'
 import { type Parameters, type PreparedQuery, prepareQuery } from './postgres/prepared-query.ts'
 import { commitToken, Replicas, type ReplicaStats } from './postgres/replicas.ts'
-import type { RowStream, StreamOptions } from './postgres/row-stream.ts'
+import { type RowSource, SourceReader } from './postgres/row-source.ts'
+import { ChunkReader, type RowStream, type StreamOptions } from './postgres/row-stream.ts'
 import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
-import { type Hook, type TransactionOptions, Transactions } from './postgres/transaction.ts'
+import { type Hook, type Scope, type TransactionOptions, Transactions } from './postgres/transaction.ts'
 import { RedisClient } from './redis/client.ts'
 
 /** How long {@link Database.health} waits for each server. */
@@ -215,6 +227,9 @@ export interface Database<DB> extends AsyncDisposable {
     options: BulkOptions<Column> & { readonly key: readonly ColumnName<DB, Table>[] },
   ): Promise<BulkResult<Pick<Selectable<DB[Table]>, Column>>>
 
+  /** COPY, the fastest way for very many rows: into a table, and out of one or of a query. */
+  readonly copy: Copy<DB>
+
   /**
    * A Kysely that reads from the replicas: from one of those that are the least behind, and from the primary where none is
    * fit or those that are fit fail. Its transactions are read only. Inside a transaction of this database it joins that.
@@ -297,6 +312,64 @@ export interface Database<DB> extends AsyncDisposable {
   close(): Promise<void>
   /** Whether {@link close} was called. */
   readonly isClosed: boolean
+}
+
+/** COPY with back-pressure on both sides, in constant memory. On a server; on the embedded PostgreSQL too, in its memory. */
+export interface Copy<DB> {
+  /**
+   * Copies rows into a table, or bytes in one of COPY's formats when `format` is given: of a file, of another database. All or
+   * nothing, in a transaction that joins the one of this async context. The source runs outside of it, and is read as
+   * fast as the server takes. All rows have the same columns; values are sent as by {@link Database.insertMany}.
+   *
+   * `BULK_SOURCE_FAILED`: the source threw; `INVALID_ARGUMENT`: a row cannot be sent, and the message says which;
+   * `QUERY_TIMEOUT`: the server took nothing for `timeoutMs`; else as an insert, with the number of the line. A lost connection is
+   * told, and nothing repeated, except for an array of rows.
+   *
+   * @example
+   * ```ts
+   * import { createReadStream } from 'node:fs'
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const { count } = await database.copy.from('products', createReadStream('products.csv'), {
+   *   format: 'csv',
+   *   header: true,
+   *   columns: ['sku', 'name', 'price_minor'],
+   * })
+   * console.log(count)
+   * ```
+   */
+  from<Table extends TableName<DB>>(
+    table: Table,
+    bytes: RowSource<string | Uint8Array>,
+    options: CopyBytesOptions<ColumnName<DB, Table>>,
+  ): Promise<CopyResult>
+  from<Table extends TableName<DB>>(
+    table: Table,
+    rows: RowSource<Insertable<DB[Table]>>,
+    options?: CopyFromOptions<ColumnName<DB, Table>>,
+  ): Promise<CopyResult>
+  /**
+   * The rows of a query or a table as bytes in one of COPY's formats. Nothing is sent before the first piece is asked for, and
+   * what is not read stays on the server. For rows as objects use {@link Database.stream}. As there, leaving the loop
+   * stops the server, except in a transaction, where the rest is fetched and thrown away; and failures are those of a
+   * stream.
+   *
+   * @example
+   * ```ts
+   * import { createWriteStream } from 'node:fs'
+   * import { pipeline } from 'node:stream/promises'
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const recent = database.db.selectFrom('posts').select(['id', 'title']).where('is_published', '=', true)
+   * await pipeline(database.copy.to(recent, { format: 'csv', header: true }), createWriteStream('posts.csv'))
+   * ```
+   */
+  to<Table extends TableName<DB>>(table: Table, options?: CopyToOptions<ColumnName<DB, Table>>): CopyStream
+  to(query: Runnable<unknown>, options?: CopyToOptions<never>): CopyStream
 }
 
 type TableName<DB> = keyof DB & string
@@ -471,6 +544,11 @@ interface DatabaseParts extends EngineParts {
 class OpenDatabase<DB> implements Database<DB> {
   readonly db: Kysely<DB>
   readonly events: EventSource<DatabaseEvents>
+  readonly copy: Copy<DB> = {
+    from: (table: string, source: RowSource<unknown>, options?: CopyFromOptions & Partial<CopyFormat>) =>
+      this.#copyFrom(table, source, options ?? {}),
+    to: (source: Runnable<unknown> | string, options: CopyToOptions = {}) => this.#copyTo(source, options),
+  }
   readonly #config: ResolvedConfig
   readonly #engine: Engine
   readonly #transactions: Transactions
@@ -626,6 +704,40 @@ class OpenDatabase<DB> implements Database<DB> {
         this.transaction(work, repeatable ? {} : { attempts: 1 }),
     }
     return (await new BulkWrite(runner, command, options).write(rows)) as BulkResult<never>
+  }
+
+  #copyFrom(
+    table: string,
+    source: RowSource<unknown>,
+    options: CopyFromOptions & Partial<CopyFormat>,
+  ): Promise<CopyResult> {
+    // The queries of a source must not wait for the transaction that waits for the source.
+    const inCallersContext = AsyncLocalStorage.snapshot()
+    const work = (): Promise<CopyResult> => {
+      const runner = {
+        engine: this.#engine,
+        scope: this.#transactions.current as Scope,
+        run: (query: RawBuilder<Record<string, unknown>>, call: CallOptions) =>
+          this.#run<Record<string, unknown>>(query.compile(this.db), call),
+        compile: (query: RawBuilder<unknown>) => query.compile(this.db),
+      }
+      const noun = options.format === undefined ? 'row' : 'chunk'
+      return new CopyWrite(runner, table, options).write(new SourceReader(source, noun, inCallersContext))
+    }
+    return this.transaction(work, { signal: options.signal, ...(!Array.isArray(source) && { attempts: 1 }) })
+  }
+
+  #copyTo(source: Runnable<unknown> | string, { columns, onProgress, ...options }: CopyToOptions): CopyStream {
+    const format = { ...options, format: options.format ?? 'text' } as const
+    const isTable = typeof source === 'string'
+    const read = this.#compile(isTable ? this.db.selectFrom(source as never).selectAll() : source)
+    const copy = isTable ? copyTableTo(source, columns, format) : copyQueryTo(read, format)
+    // Repeated as what it reads.
+    const query = { ...read, sql: copy.compile(this.db).sql, parameters: [] }
+    // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
+    const place = { scope: this.#transactions.current, origin: callSiteAbove(this.copy.to) }
+    const reader = new ChunkReader<Buffer>(this.#engine, query, options, place, (...request) => new CopyOut(...request))
+    return new CopyReaderStream(reader, onProgress)
   }
 
   replica(choice?: ReplicaChoice): ReadonlyKysely<DB> {

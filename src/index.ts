@@ -34,7 +34,17 @@ export type {
   Subscription,
 } from './postgres/notifications.ts'
 export type { Parameters, PreparedQuery } from './postgres/prepared-query.ts'
-export type { BulkOptions, BulkProgress, BulkResult, ConflictRule, RowSource } from './postgres/bulk.ts'
+export type { BulkOptions, BulkProgress, BulkResult, ConflictRule } from './postgres/bulk.ts'
+export type {
+  CopyBytesOptions,
+  CopyFormat,
+  CopyFromOptions,
+  CopyProgress,
+  CopyResult,
+  CopyStream,
+  CopyToOptions,
+} from './postgres/copy.ts'
+export type { RowSource } from './postgres/row-source.ts'
 export type { ReplicaStats } from './postgres/replicas.ts'
 export type { RowStream, StreamOptions } from './postgres/row-stream.ts'
 export type { Hook, TransactionOptions } from './postgres/transaction.ts'

@@ -1,10 +1,8 @@
 import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
+import { askColumnTypes, type ColumnType, columnText, hasColumns } from './column-values.ts'
 import type { CallOptions } from './engine.ts'
-import { textOf } from './wire.ts'
-
-/** Rows to write: of an array, a generator, a stream of objects, or anything else that can be iterated. */
-export type RowSource<Row> = AsyncIterable<Row> | Iterable<Row>
+import { Refusal, type RowSource, SourceReader } from './row-source.ts'
 
 /** How many rows are written, and what becomes of the others when one cannot be. */
 export interface BulkOptions<Column extends string = never> extends Omit<CallOptions, 'replica'> {
@@ -79,18 +77,6 @@ export interface BulkChunk {
 
 const defaultChunkRows = 5_000
 const chunkBytes = 1_048_576
-
-interface ColumnType {
-  readonly name: string
-  /**
-   * As the server writes it, without a length, and of a domain what it is made of: a cast to `varchar(3)` would cut where an
-   * insert refuses.
-   */
-  readonly type: string
-  readonly json: boolean
-  readonly array: boolean
-  readonly instant: boolean
-}
 
 /** `insert into`, with what happens to rows that are there already. */
 export function insertCommand<Column extends string>(
@@ -201,29 +187,10 @@ export class BulkWrite {
   }
 
   async #readAll(source: RowSource<object>): Promise<void> {
-    const rows = Symbol.iterator in source ? source[Symbol.iterator]() : source[Symbol.asyncIterator]()
-    let isOver = false
-    try {
-      for (;;) {
-        let next: IteratorResult<object> | Promise<IteratorResult<object>>
-        try {
-          next = rows.next()
-          // A row that is there already is not waited for: that would cost as much as all the rest.
-          if (next instanceof Promise) next = await next
-        } catch (cause) {
-          isOver = true
-          throw new Refusal('BULK_SOURCE_FAILED', `The source of the rows failed after row ${this.#read}.`, { cause })
-        }
-        if (next.done === true) {
-          isOver = true
-          return
-        }
-        this.#add(next.value)
-        if (this.#pendingRows >= this.#chunkRows || this.#pendingBytes >= chunkBytes) await this.#send()
-      }
-    } finally {
-      if (!isOver) await rows.return?.()
-    }
+    await new SourceReader(source).read((row) => {
+      this.#add(row)
+      return this.#pendingRows >= this.#chunkRows || this.#pendingBytes >= chunkBytes ? this.#send() : undefined
+    })
   }
 
   #add(row: object): void {
@@ -271,20 +238,13 @@ export class BulkWrite {
     return pending
   }
 
-  #encode(column: string, { json, instant }: ColumnType, value: unknown): string | null {
-    if (typeof value === 'number') return String(value)
-    // `pg` writes a time in the zone of the process, which takes long; for an instant any will do.
-    if (instant && value instanceof Date && isOrdinary(value)) return value.toISOString()
-    let text: string | null
+  #encode(column: string, type: ColumnType, value: unknown): string | null {
     try {
-      // A string is JSON already, as in a parameter; an array would be one of the server's.
-      text = json && typeof value === 'object' && value !== null ? JSON.stringify(value) : textOf(value)
-    } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : 'it cannot be converted'
-      throw this.#refused(`has a value in ${column} that cannot be sent: ${reason}`, cause)
+      return columnText(column, type, value)
+    } catch (error) {
+      const { message, cause } = error as Error
+      throw this.#refused(message, cause)
     }
-    if (text?.includes('\0')) throw this.#refused(`has a NUL character in ${column}, which PostgreSQL cannot store`)
-    return text
   }
 
   /** Has what waits written, while the next rows are read; but no more than that. */
@@ -317,21 +277,7 @@ export class BulkWrite {
 
   async #readTypes(): Promise<ReadonlyMap<string, ColumnType>> {
     const table = this.#runner.nameOf(sql.table(this.#command.table))
-    const { rows } = await this.#runner.run(
-      sql`
-        with recursive base as (
-          select oid as type, oid as base, typtype, typbasetype from pg_type
-          where oid in (select atttypid from pg_attribute where attrelid = ${table}::regclass)
-          union all
-          select base.type, t.oid, t.typtype, t.typbasetype from base join pg_type t on t.oid = base.typbasetype
-        )
-        select '"' || replace(a.attname, '"', '""') || '"' as name, format_type(base, -1) as type,
-          base in ('json'::regtype, 'jsonb'::regtype) as json, base = 'timestamptz'::regtype as instant,
-          (select typcategory = 'A' from pg_type where oid = base) as array
-        from pg_attribute a join base on base.type = a.atttypid and base.typtype <> 'd'
-        where a.attrelid = ${table}::regclass and a.attnum > 0 and not a.attisdropped`,
-      {},
-    )
+    const { rows } = await this.#runner.run(askColumnTypes(table), {})
     return new Map((rows as unknown as ColumnType[]).map((column) => [column.name, column]))
   }
 
@@ -351,21 +297,8 @@ export class BulkWrite {
     return new Refusal('INVALID_ARGUMENT', `Row ${this.#read} ${what}.`, { cause })
   }
 
-  #failed({ code, message, cause }: Refusal): DatabaseError {
-    const written = this.#options.atomic === false ? this.#count : 0
-    const rest = written === 0 ? 'Nothing was written.' : `${written} rows are written.`
-    const rowsWritten = this.#options.atomic === false ? written : undefined
-    return new DatabaseError(code, `${this.#command.description}: ${message} ${rest}`, { cause, rowsWritten })
-  }
-}
-
-/** Why the writing ends, before it is known what is written. */
-class Refusal extends Error {
-  readonly code: 'BULK_SOURCE_FAILED' | 'INVALID_ARGUMENT'
-
-  constructor(code: Refusal['code'], message: string, options: ErrorOptions) {
-    super(message, options)
-    this.code = code
+  #failed(refusal: Refusal): DatabaseError {
+    return refusal.toError(this.#command.description, this.#options.atomic === false ? this.#count : undefined)
   }
 }
 
@@ -408,22 +341,6 @@ class PendingRows {
     })
     return sql`(select ${sql.join(values)} from unnest(${sql.join(arrays)}) as r (${sql.join(names)})) as u`
   }
-}
-
-/** ISO 8601 has signs for other years, and invalid ones are the server's to refuse. */
-function isOrdinary(date: Date): boolean {
-  const year = date.getUTCFullYear()
-  return year >= 1 && year <= 9999
-}
-
-/** Whether a row has these columns and no others. */
-function hasColumns(row: object, columns: readonly string[]): boolean {
-  let index = 0
-  for (const column in row) {
-    if (columns[index] !== column || (row as Record<string, unknown>)[column] === undefined) return false
-    index += 1
-  }
-  return index === columns.length
 }
 
 const needsQuotes = /["\\{},\s]|^$|^null$/i

@@ -44,7 +44,7 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
       try {
         await settleWithin(before, sessionWaitMs, () => sessionInUse(description))
         await resetSession(pglite, channels)
-        return await openClient(createPgConfig(pglite), parsersFor(target.types), turn.resolve)
+        return await openClient(pglite, createPgConfig(pglite), parsersFor(target.types), turn.resolve)
       } catch (error) {
         turn.resolve()
         throw error instanceof ConnectionError ? error : unavailable(`The ${description} does not answer`, error)
@@ -63,6 +63,7 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
 type PgConfig = ReturnType<(typeof import('@electric-sql/pglite/node-postgres'))['createPgConfig']>
 
 async function openClient(
+  pglite: PGlite,
   config: PgConfig,
   parsers: CustomTypesConfig | undefined,
   onEnd: () => void,
@@ -71,6 +72,9 @@ async function openClient(
   client.on('error', () => undefined)
   await client.connect()
   const { connection } = config
+  Object.assign(connection, {
+    sendMessages: (bytes: Uint8Array) => void forward(pglite.execProtocol(bytes, { throwOnError: false }), connection),
+  })
   const end = connection.end.bind(connection)
   connection.end = () => {
     // It drops its listeners when it ends, so ours is added behind.
@@ -78,6 +82,16 @@ async function openClient(
     connection.once('end', onEnd)
   }
   return client
+}
+
+/** Says the server's answers as the connection itself does for what it sends. */
+async function forward(answer: ReturnType<PGlite['execProtocol']>, connection: NodeJS.EventEmitter): Promise<void> {
+  try {
+    const { messages } = await answer
+    for (const message of messages) connection.emit(message.name === 'error' ? 'errorMessage' : message.name, message)
+  } catch (error) {
+    connection.emit('error', error)
+  }
 }
 
 /** What the last client left, an open transaction or a setting, must not reach the next. */

@@ -452,7 +452,7 @@ export class Engine implements StatementTarget {
     statement.abandon(
       new TimeoutError(
         'QUERY_TIMEOUT',
-        `${this.source.description} gave no answer within the deadline (${tookMs} ms after ${statement.isTimed ? 'the statement was sent' : 'rows were asked for'}). ${statement.remedy}`,
+        `${this.source.description} gave no answer within the deadline (${tookMs} ms after ${statement.awaited}). ${statement.remedy}`,
         { sql: statement.text.sql },
       ),
     )

@@ -26,7 +26,8 @@ export class Portal<Row = unknown> extends Statement<Row> {
   // Plain as those of its parent, whose prototype is exchanged.
   private readonly reader: PortalReader<Row>
   private wire: Wire | undefined
-  private isEnding = false
+  private given = 0
+  protected isEnding = false
 
   constructor(request: StatementRequest, limit: number, reader: PortalReader<Row>) {
     super(
@@ -41,6 +42,15 @@ export class Portal<Row = unknown> extends Statement<Row> {
   // The reader's time is in it.
   override get isTimed(): boolean {
     return false
+  }
+
+  override get awaited(): string {
+    return 'rows were asked for'
+  }
+
+  /** Rows that its reader was given. */
+  get rowCount(): number {
+    return this.given
   }
 
   override get remedy(): string {
@@ -96,8 +106,7 @@ export class Portal<Row = unknown> extends Statement<Row> {
     // Executed once more than it had rows for, it completes again.
     if (!isOurs || !this.isEnding) super.handleCommandComplete(message)
     if (!isOurs) return
-    this.give()
-    if (message.text.startsWith('COPY') && /\bstdout\b/i.test(this.text.sql)) this.handleCopyData()
+    this.complete(message.text)
     this.close()
   }
 
@@ -106,10 +115,8 @@ export class Portal<Row = unknown> extends Statement<Row> {
     this.close()
   }
 
-  override handleCopyData(): void {
-    super.handleCopyData()
-    // Its reader does not wait for all that comes to nothing.
-    this.abandon(this.failure)
+  override handleCopyData(_message?: { chunk: Uint8Array }): void {
+    this.refuseCopy()
   }
 
   override handleError(error: unknown): void {
@@ -119,15 +126,28 @@ export class Portal<Row = unknown> extends Statement<Row> {
     super.handleError(error)
   }
 
-  private give(): void {
+  /** The server has given all, with this command tag. */
+  protected complete(tag: string): void {
+    this.give()
+    if (tag.startsWith('COPY') && /\bstdout\b/i.test(this.text.sql)) this.refuseCopy()
+  }
+
+  protected give(): void {
     this.owed -= 1
     const rows = this.found
     this.found = []
+    this.given += rows.length
     if (this.failure !== undefined) this.close()
     else if (!this.isSettled) this.reader.onRows(rows)
   }
 
-  private close(): void {
+  private refuseCopy(): void {
+    super.handleCopyData()
+    // Its reader does not wait for all that comes to nothing.
+    this.abandon(this.failure)
+  }
+
+  protected close(): void {
     if (this.isEnding || this.wire === undefined) return
     this.isEnding = true
     this.wire.closePortal()

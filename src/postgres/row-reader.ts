@@ -2,7 +2,9 @@ import type { Client } from './connection.ts'
 
 /** What takes rows as the bytes of their messages. */
 export interface RowTaker {
-  /** A row whose values begin with their number at `at`. Must not throw. */
+  /** The code of the messages that it takes. */
+  readonly takes: number
+  /** The body of such a message, from `at` to `end`. Must not throw. */
   takeRow(bytes: Buffer, at: number, end: number): void
 }
 
@@ -16,7 +18,10 @@ interface ReadableStreamOfDriver {
   destroy(error?: Error): unknown
 }
 
-const dataRow = 0x44
+/** The code of a row of a result, whose body begins with the number of its values. */
+export const dataRowCode = 0x44
+/** The code of what COPY sends. */
+export const copyDataCode = 0x64
 const bindComplete = 0x32
 const headerSize = 5
 
@@ -92,21 +97,22 @@ class RowReader {
     while (at + headerSize <= bytes.length) {
       const end = at + 1 + lengthOf(bytes, at)
       if (end > bytes.length) break
-      if (bytes[at] === dataRow) {
+      const code = bytes[at]
+      if (code === dataRowCode || code === copyDataCode) {
         if (taker === undefined) {
           // What came before may be the description of this row.
           if (kept < at) this.#toDriver(bytes.subarray(kept, at))
           kept = at
           taker = this.taker() ?? null
         }
-        if (taker !== null) {
+        if (taker !== null && taker.takes === code) {
           taker.takeRow(bytes, at + headerSize, end)
           kept = end
         }
       } else {
         taker = undefined
         // It stands before each result, and a statement whose columns are known does not wait for it.
-        if (bytes[at] === bindComplete && kept === at && this.taker() !== undefined) kept = end
+        if (code === bindComplete && kept === at && this.taker() !== undefined) kept = end
       }
       at = end
     }

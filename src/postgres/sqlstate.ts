@@ -26,6 +26,7 @@ interface ServerReport {
   readonly column?: string
   readonly constraint?: string
   readonly routine?: string
+  readonly where?: string
 }
 
 const bySqlState: Readonly<Record<string, ErrorCode>> = {
@@ -330,8 +331,21 @@ function limitOf(code: ErrorCode, said: string, cause: unknown, { limitMs }: Err
 
 function placeOf(code: ErrorCode, said: string, report: ServerReport | undefined, { target }: ErrorContext): string {
   // PostgreSQL names the table in all but two of these.
-  if (constraintCodes.has(code)) return report?.table && !said.includes(report.table) ? ` (table ${report.table})` : ''
+  const line = lineOf(report)
+  if (constraintCodes.has(code)) {
+    const table = report?.table && !said.includes(report.table) ? `table ${report.table}` : undefined
+    const places = [table, line].filter(Boolean)
+    return places.length > 0 ? ` (${places.join(', ')})` : ''
+  }
+  if (line !== undefined) return ` (${line})`
   return target && placeCodes.has(code) ? ` (${target})` : ''
+}
+
+/** Of what was copied. PostgreSQL quotes the line itself behind its number. */
+function lineOf(report: ServerReport | undefined): string | undefined {
+  const [, line, column] = /^COPY .+?, \S+ (\d+)(?:, \S+ ([^:]+))?/.exec(report?.where ?? '') ?? []
+  if (line === undefined) return undefined
+  return column === undefined ? `line ${line}` : `line ${line}, column ${column}`
 }
 
 function construct(code: ErrorCode, message: string, init: DatabaseErrorInit, context: ErrorContext): DatabaseError {

@@ -2,7 +2,7 @@ import type { QueryResult } from 'kysely'
 import { Query } from 'pg'
 import { DatabaseError } from '../core/errors.ts'
 import type { PreparedStatements } from './prepared-statements.ts'
-import type { RowTaker } from './row-reader.ts'
+import { dataRowCode, type RowTaker } from './row-reader.ts'
 import type { Field, Shape } from './row-shape.ts'
 import { isAboutOwnName, type StatementText } from './statement-text.ts'
 import { convertValues, type DriverConnection, type Wire, wireOf } from './wire.ts'
@@ -44,7 +44,7 @@ export class Statement<Row = unknown> {
   /** Texts whose Parse is under way under their names, in the order sent; the unnamed one is `undefined`. */
   private readonly parses: (StatementText | undefined)[] = []
   isSubmitted = false
-  private readonly prefix: readonly StatementText[]
+  protected readonly prefix: readonly StatementText[]
   private suffix: StatementText | undefined
   private readonly resolve: (result: StatementResult<Row>) => void
   private readonly reject: (error: unknown) => void
@@ -82,6 +82,11 @@ export class Statement<Row = unknown> {
   /** Whether the time to its answer says how long the text takes on the server. */
   get isTimed(): boolean {
     return true
+  }
+
+  /** From when its deadline counts, in words. */
+  get awaited(): string {
+    return 'the statement was sent'
   }
 
   /** What the caller may do about a missed deadline. */
@@ -189,6 +194,10 @@ export class Statement<Row = unknown> {
     return this.isSubmitted && this.shape !== undefined && !this.isBehind ? this : undefined
   }
 
+  get takes(): number {
+    return dataRowCode
+  }
+
   takeRow(bytes: Buffer, at: number, end: number): void {
     if (this.failure !== undefined || this.isSettled) return
     const shape = this.shape as Shape
@@ -222,16 +231,12 @@ export class Statement<Row = unknown> {
     connection.sendCopyFail('COPY FROM STDIN has no source here')
   }
 
-  handleCopyData(): void {
+  handleCopyData(_message?: { chunk: Uint8Array }): void {
     this.failure ??= this.copyRefusal('COPY … TO STDOUT gives no rows, so a query has no place for what it sends.')
   }
 
   protected copyRefusal(what: string): DatabaseError {
-    return new DatabaseError(
-      'INVALID_ARGUMENT',
-      `${what} Read rows with database.stream, write them with database.insertMany, or use psql.`,
-      { sql: this.text.sql },
-    )
+    return new DatabaseError('INVALID_ARGUMENT', `${what} Use database.copy.`, { sql: this.text.sql })
   }
 
   handleReadyForQuery(): void {
@@ -309,10 +314,12 @@ function unreadable(cause: unknown, column: string | undefined, sql: string): Da
   return new DatabaseError('INVALID_DATA', `${where} cannot be read${reason}`, { cause, sql })
 }
 
+const countingCommands: ReadonlySet<string> = new Set(['COPY', 'DELETE', 'INSERT', 'MERGE', 'UPDATE'])
+
 function resultOf<Row>(rows: Row[], tag: string, extra: string | null | undefined): StatementResult<Row> {
   const space = tag.indexOf(' ')
   const command = space < 0 ? tag : tag.slice(0, space)
-  if (command === 'INSERT' || command === 'UPDATE' || command === 'DELETE' || command === 'MERGE') {
+  if (countingCommands.has(command)) {
     return { command, rows, extra, numAffectedRows: BigInt(tag.slice(tag.lastIndexOf(' ') + 1)) }
   }
   return { command, rows, extra }

@@ -360,6 +360,25 @@ export class Scope implements StatementTarget {
     return request
   }
 
+  /** The connection is free again for statements. */
+  endStream(stream: SessionStream, failure: unknown): void {
+    if (this.session.stream === stream) this.session.stream = undefined
+    const { sql } = stream
+    this.noteOutcome(failure === undefined || isDatabaseError(failure) ? failure : interrupted(sql))
+  }
+
+  /** Something was written without {@link execute}: asks for the number by which the outcome of a lost COMMIT is found. */
+  async noteWrite(): Promise<void> {
+    const root = this.#root
+    const text = root.#transactionId === undefined ? root.#askTransactionId() : undefined
+    if (text === undefined) return
+    text.uses += 1
+    const { deadline } = this.#engine.limits(undefined)
+    const { rows } = await this.#engine.sendOn<object>(this.session, { text, values: [], deadline }, undefined)
+    const [answer] = Object.values(rows[0] ?? {}) as (string | null)[]
+    if (typeof answer === 'string') root.#noteTransactionId(answer)
+  }
+
   /** What became of a statement that was not sent by {@link execute}. */
   noteOutcome(error: DatabaseError | undefined): void {
     if (error !== undefined) this.#fail(error)

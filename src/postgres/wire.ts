@@ -23,6 +23,13 @@ export interface Wire {
   /** Has the server answer what it was sent so far; this is written at once. */
   flush(): void
   sync(): void
+  /** Begins a COPY by the simple protocol; `onOpen` may be called before the server says that it takes bytes. */
+  copyFrom(sql: string, onOpen: () => void): void
+  /** Bytes of a COPY, and whom to tell when the system has taken them. */
+  copyData(bytes: Uint8Array, onTaken: () => void): void
+  copyDone(): void
+  /** The server undoes what it got of a COPY. */
+  copyFail(): void
 }
 
 /** A value as the text of its parameter, with which the server can make any type of it. */
@@ -46,7 +53,7 @@ function convert(value: unknown): unknown {
 
 /** What `pg` passes to a query that is to be written; its declarations leave most of it out. */
 export interface DriverConnection {
-  readonly stream: { write?(bytes: Uint8Array): unknown; readonly writable?: boolean }
+  readonly stream: DriverStream
   readonly parsedStatements: Record<string, string | undefined>
   query(sql: string): void
   parse(message: { name: string; text: string }): void
@@ -57,6 +64,18 @@ export interface DriverConnection {
   flush(): void
   sync(): void
   sendCopyFail(reason: string): void
+  /** Only of the embedded PostgreSQL: messages as they are. */
+  sendMessages?(bytes: Uint8Array): void
+}
+
+/** A socket; the embedded PostgreSQL has no more of it than its end. */
+interface DriverStream {
+  readonly writable?: boolean
+  write?(bytes: Uint8Array, onTaken?: () => void): unknown
+  cork?(): void
+  uncork?(): void
+  pause?(): unknown
+  resume?(): unknown
 }
 
 /** The way to write on a connection of `pg`: by ourselves on a socket, by its own methods into the embedded PostgreSQL. */
@@ -149,6 +168,32 @@ class SocketWire implements Wire {
 
   sync(): void {
     this.#finish(this.#begin(0x53))
+  }
+
+  copyFrom(sql: string): void {
+    this.query(sql)
+  }
+
+  copyData(bytes: Uint8Array, onTaken: () => void): void {
+    const { stream } = this.#connection
+    const header = Buffer.allocUnsafe(5)
+    header[0] = 0x64
+    header.writeInt32BE(bytes.length + 4, 1)
+    // One call to the system for both, without copying what may be long.
+    stream.cork?.()
+    stream.write?.(header)
+    stream.write?.(bytes, onTaken)
+    stream.uncork?.()
+  }
+
+  copyDone(): void {
+    this.#finish(this.#begin(0x63))
+  }
+
+  copyFail(): void {
+    const start = this.#begin(0x66)
+    this.#text(copyFailure)
+    this.#finish(start)
   }
 
   #bindBody(name: string, values: readonly unknown[]): void {
@@ -248,6 +293,9 @@ class SocketWire implements Wire {
   }
 }
 
+/** For the log of the server, where the client's reason is none of anybody's business. */
+const copyFailure = 'given up by the client'
+
 /** How many bytes a text takes at most. Of a long one it is counted, which is less than what thrice the room costs. */
 function mostBytes(text: string): number {
   return text.length < 4_096 ? text.length * 3 : Buffer.byteLength(text)
@@ -255,6 +303,7 @@ function mostBytes(text: string): number {
 
 class MethodWire implements Wire {
   readonly #connection: DriverConnection
+  #copied: Buffer[] = []
 
   constructor(connection: DriverConnection) {
     this.#connection = connection
@@ -297,4 +346,37 @@ class MethodWire implements Wire {
   sync(): void {
     this.#connection.sync()
   }
+
+  /** The embedded PostgreSQL takes a COPY only with all its bytes. */
+  copyFrom(sql: string, onOpen: () => void): void {
+    this.#copied = [message(0x51, Buffer.from(`${sql}\0`))]
+    process.nextTick(onOpen)
+  }
+
+  copyData(bytes: Uint8Array, onTaken: () => void): void {
+    this.#copied.push(message(0x64, bytes))
+    process.nextTick(onTaken)
+  }
+
+  copyDone(): void {
+    this.#endCopy(message(0x63, Buffer.alloc(0)))
+  }
+
+  copyFail(): void {
+    this.#endCopy(message(0x66, Buffer.from(`${copyFailure}\0`)))
+  }
+
+  #endCopy(last: Buffer): void {
+    const bytes = Buffer.concat([...this.#copied, last])
+    this.#copied = []
+    this.#connection.sendMessages?.(bytes)
+  }
+}
+
+function message(code: number, body: Uint8Array): Buffer {
+  const bytes = Buffer.allocUnsafe(body.length + 5)
+  bytes[0] = code
+  bytes.writeInt32BE(body.length + 4, 1)
+  bytes.set(body, 5)
+  return bytes
 }

@@ -632,14 +632,14 @@ describe('a failure', () => {
     for (const copy of copies) {
       await expect(collect(database.stream(copy))).rejects.toMatchObject({
         code: 'INVALID_ARGUMENT',
-        message: expect.stringContaining('database.stream') as string,
+        message: expect.stringContaining('database.copy') as string,
       })
       expect(await pidOf(database)).toBe(pid)
     }
     for (const copy of [copies[0], copies[2]]) {
       await expect(database.query(copy as (typeof copies)[0])).rejects.toMatchObject({
         code: 'INVALID_ARGUMENT',
-        message: expect.stringContaining('database.stream') as string,
+        message: expect.stringContaining('database.copy') as string,
       })
       expect(await pidOf(database)).toBe(pid)
     }

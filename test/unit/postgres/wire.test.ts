@@ -394,6 +394,7 @@ function methodRecorder(): { readonly wire: Wire; readonly messages: Buffer[] } 
     flush: () => void messages.push(serialize.flush()),
     sync: () => void messages.push(serialize.sync()),
     sendCopyFail: () => undefined,
+    sendMessages: (sent) => void messages.push(Buffer.from(sent)),
   }
   return { wire: wireOf(connection), messages }
 }

@@ -1,0 +1,95 @@
+import { DatabaseError } from '../core/errors.ts'
+
+/** Rows to write: of an array, a generator, a stream of objects, or anything else that can be iterated. */
+export type RowSource<Row> = AsyncIterable<Row> | Iterable<Row>
+
+/** Why rows are not written, before it is known what has been. */
+export class Refusal extends Error {
+  readonly code: 'BULK_SOURCE_FAILED' | 'INVALID_ARGUMENT'
+
+  constructor(code: Refusal['code'], message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+
+  /** As the caller reads it: `what` was to be done, and what has remained of it. */
+  toError(what: string, rowsWritten?: number): DatabaseError {
+    const rest = rowsWritten ? `${rowsWritten} rows are written.` : 'Nothing was written.'
+    return new DatabaseError(this.code, `${what}: ${this.message} ${rest}`, { cause: this.cause, rowsWritten })
+  }
+}
+
+/** Reads a source to its end, once. */
+export class SourceReader<Item> {
+  /** Items that were read. */
+  count = 0
+  readonly #items: AsyncIterator<Item> | Iterator<Item>
+  readonly #noun: string
+  readonly #run: <T>(work: () => T) => T
+  #peeked: Promise<IteratorResult<Item>> | undefined
+  #isOver = false
+
+  /** `noun` is what an item is called in messages; `run` calls into the source, in the context that is its own. */
+  constructor(source: RowSource<Item>, noun = 'row', run: <T>(work: () => T) => T = (work) => work()) {
+    this.#items = run(() => (Symbol.iterator in source ? source[Symbol.iterator]() : source[Symbol.asyncIterator]()))
+    this.#noun = noun
+    this.#run = run
+  }
+
+  /** The first item, which {@link read} gives too; undefined when there is none. */
+  async peek(): Promise<Item | undefined> {
+    this.#peeked = Promise.resolve(this.#next())
+    const { value } = await this.#peeked
+    return value
+  }
+
+  /**
+   * Calls with each item, and waits where that returns a promise. Rejects with a {@link Refusal} when the source fails,
+   * and with what `take` throws. Leaves the source closed.
+   */
+  async read(take: (item: Item) => Promise<void> | undefined): Promise<void> {
+    try {
+      for (;;) {
+        let next = this.#peeked ?? this.#next()
+        this.#peeked = undefined
+        // What is there already is not waited for: that would cost as much as all the rest.
+        if (next instanceof Promise) next = await next
+        if (next.done === true) {
+          this.#isOver = true
+          return
+        }
+        if (this.#isOver) return
+        this.count += 1
+        const taken = take(next.value)
+        if (taken !== undefined) await taken
+      }
+    } finally {
+      await this.close()
+    }
+  }
+
+  /** Wants no more. A generator that is at work ends with its next item. */
+  async close(): Promise<void> {
+    if (this.#isOver) return
+    this.#isOver = true
+    await this.#run(() => this.#items.return?.())
+  }
+
+  #next(): IteratorResult<Item> | Promise<IteratorResult<Item>> {
+    try {
+      const next = this.#run(() => this.#items.next())
+      return next instanceof Promise ? next.catch((cause: unknown) => this.#failed(cause)) : next
+    } catch (cause) {
+      return this.#failed(cause)
+    }
+  }
+
+  #failed(cause: unknown): never {
+    this.#isOver = true
+    throw new Refusal(
+      'BULK_SOURCE_FAILED',
+      `The source of the ${this.#noun}s failed after ${this.#noun} ${this.count}.`,
+      { cause },
+    )
+  }
+}
