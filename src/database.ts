@@ -64,7 +64,7 @@ import {
 import { callSiteAbove, describeHolder, type PoolStats } from './postgres/pool.ts'
 import { type Parameters, type PreparedQuery, prepareQuery } from './postgres/prepared-query.ts'
 import { commitToken, Replicas, type ReplicaStats } from './postgres/replicas.ts'
-import { type RowSource, SourceReader } from './postgres/row-source.ts'
+import { type RowSource, SourceReader, withSource } from './postgres/row-source.ts'
 import { ChunkReader, type RowStream, type StreamOptions } from './postgres/row-stream.ts'
 import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
@@ -703,7 +703,7 @@ class OpenDatabase<DB> implements Database<DB> {
       transaction: <T>(work: () => Promise<T>, repeatable: boolean) =>
         this.transaction(work, repeatable ? {} : { attempts: 1 }),
     }
-    return (await new BulkWrite(runner, command, options).write(rows)) as BulkResult<never>
+    return (await withSource(rows, () => new BulkWrite(runner, command, options).write(rows))) as BulkResult<never>
   }
 
   #copyFrom(
@@ -724,7 +724,8 @@ class OpenDatabase<DB> implements Database<DB> {
       const noun = options.format === undefined ? 'row' : 'chunk'
       return new CopyWrite(runner, table, options).write(new SourceReader(source, noun, inCallersContext))
     }
-    return this.transaction(work, { signal: options.signal, ...(!Array.isArray(source) && { attempts: 1 }) })
+    const once = !Array.isArray(source) && { attempts: 1 }
+    return withSource(source, () => this.transaction(work, { signal: options.signal, ...once }))
   }
 
   #copyTo(source: Runnable<unknown> | string, { columns, onProgress, ...options }: CopyToOptions): CopyStream {

@@ -68,14 +68,23 @@ function optionsOf({ format, header, delimiter, quote, escape, encoding }: CopyF
 
 /** A value as it stands in a statement, under any setting of `standard_conforming_strings`. */
 function literal(value: unknown): string {
-  const text = textOf(value)
+  const text = parameterText(value)
   if (text === null) return 'null'
-  if (text.includes('\0')) {
-    throw new DatabaseError(
-      'INVALID_ARGUMENT',
-      'A parameter has a NUL character, which PostgreSQL cannot store. Remove it.',
-    )
-  }
   const quoted = `'${text.replaceAll("'", "''")}'`
   return text.includes('\\') ? ` E${quoted.replaceAll('\\', '\\\\')}` : quoted
+}
+
+function parameterText(value: unknown): string | null {
+  let text: string | null
+  try {
+    text = textOf(value)
+  } catch (cause) {
+    throw unsendable(cause instanceof Error ? cause.message : 'it cannot be converted', cause)
+  }
+  if (text?.includes('\0')) throw unsendable('it has a NUL character, which PostgreSQL cannot store')
+  return text
+}
+
+function unsendable(reason: string, cause?: unknown): DatabaseError {
+  return new DatabaseError('INVALID_ARGUMENT', `A parameter cannot be sent: ${reason}. Pass a plain value.`, { cause })
 }

@@ -23,6 +23,7 @@ export class Refusal extends Error {
 export class SourceReader<Item> {
   /** Items that were read. */
   count = 0
+  readonly #source: RowSource<Item>
   readonly #items: AsyncIterator<Item> | Iterator<Item>
   readonly #noun: string
   readonly #run: <T>(work: () => T) => T
@@ -32,6 +33,7 @@ export class SourceReader<Item> {
   /** `noun` is what an item is called in messages; `run` calls into the source, in the context that is its own. */
   constructor(source: RowSource<Item>, noun = 'row', run: <T>(work: () => T) => T = (work) => work()) {
     this.#items = run(() => (Symbol.iterator in source ? source[Symbol.iterator]() : source[Symbol.asyncIterator]()))
+    this.#source = source
     this.#noun = noun
     this.#run = run
   }
@@ -68,10 +70,12 @@ export class SourceReader<Item> {
     }
   }
 
-  /** Wants no more. A generator that is at work ends with its next item. */
+  /** Wants no more. A generator that is at work ends with its next item, a stream of Node at once. */
   async close(): Promise<void> {
     if (this.#isOver) return
     this.#isOver = true
+    // Its iterator would wait for the item that never comes.
+    if (isStream(this.#source)) this.#source.destroy()
     await this.#run(() => this.#items.return?.())
   }
 
@@ -93,3 +97,30 @@ export class SourceReader<Item> {
     )
   }
 }
+
+/**
+ * Does work that will read a source, and leaves that closed when the work fails before it has begun to read. A stream of
+ * Node may fail at any time, and where nobody listens it would end the process.
+ */
+export async function withSource<T>(source: RowSource<unknown>, work: () => Promise<T>): Promise<T> {
+  if (!isStream(source)) return work()
+  source.on('error', ignore)
+  try {
+    return await work()
+  } catch (error) {
+    source.destroy()
+    throw error
+  }
+}
+
+interface Stream {
+  on(event: 'error', listener: () => void): unknown
+  destroy(): unknown
+}
+
+function isStream(source: object): source is RowSource<unknown> & Stream {
+  const { on, destroy } = source as Partial<Stream>
+  return typeof on === 'function' && typeof destroy === 'function'
+}
+
+const ignore = (): void => undefined
