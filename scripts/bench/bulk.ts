@@ -1,7 +1,7 @@
-/** Writing many rows: kanta's `insertMany` against inserts one by one and of many values through `pg`, and psql's `\copy`. */
+/** Writing many rows: kanta's ways against inserts one by one and of many values through `pg`, and psql's `\copy`. */
 
 import { execFile } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createReadStream, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -16,7 +16,10 @@ const rowsOneByOne = 10_000
 /** A statement has at most 65 535 parameters. */
 const rowsPerStatement = 13_000
 
-export type BulkContender = 'insertMany' | 'many values' | 'one by one' | 'psql \\copy'
+export type BulkContender = 'copy, a file' | 'copy, rows' | 'insertMany' | 'many values' | 'one by one' | 'psql \\copy'
+
+/** What the others are compared with. */
+export const bulkBaseline: BulkContender = 'many values'
 
 /** Rows per second by round. */
 export type BulkResults = ReadonlyMap<BulkContender, readonly number[]>
@@ -56,6 +59,8 @@ export async function measureBulk(url: string, rounds: number): Promise<BulkResu
 
   const ways: readonly (readonly [BulkContender, number, () => Promise<unknown>])[] = [
     ['insertMany', bulkRows, () => database.insertMany('written', events)],
+    ['copy, rows', bulkRows, () => database.copy.from('written', events)],
+    ['copy, a file', bulkRows, () => database.copy.from('written', createReadStream(file), { format: 'text' })],
     ['many values', bulkRows, () => insertValues(client, events)],
     ['one by one', rowsOneByOne, () => insertOneByOne(client, events.slice(0, rowsOneByOne))],
     ['psql \\copy', bulkRows, () => promisify(execFile)(psql, [url, '-qc', `\\copy written from '${file}'`])],
@@ -76,10 +81,10 @@ export async function measureBulk(url: string, rounds: number): Promise<BulkResu
   return results
 }
 
-/** How many times as fast `insertMany` was as another in the same rounds. */
-export function bulkRatio(results: BulkResults, against: BulkContender): Spread {
-  const theirs = results.get(against) ?? []
-  return spread((results.get('insertMany') ?? []).map((ours, round) => ours / (theirs[round] ?? Number.NaN)))
+/** How many times as fast one was as another in the same rounds. */
+export function bulkRatio(results: BulkResults, one: BulkContender, other: BulkContender): Spread {
+  const theirs = results.get(other) ?? []
+  return spread((results.get(one) ?? []).map((ours, round) => ours / (theirs[round] ?? Number.NaN)))
 }
 
 function findPsql(): string {

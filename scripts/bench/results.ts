@@ -1,14 +1,14 @@
 /** Everything that a run has found, and what it says of the targets. */
 
 import { cpus, release, totalmem, type } from 'node:os'
-import { type BulkContender, bulkRatio, type BulkResults, bulkRows } from './bulk.ts'
+import { bulkRatio, type BulkResults, bulkRows } from './bulk.ts'
 import type { ContenderName } from './contender.ts'
 import type { ImportTimes } from './import-time.ts'
 import { type CurveResult, speedRatio, type WorkloadResult } from './measure.ts'
 import type { BenchOptions } from './options.ts'
 import type { ReplicaReads } from './replica-reads.ts'
 import { streamBaseline, streamRatio, type StreamResults } from './streaming.ts'
-import { bulkAtLeast, importAtMost, streamAtLeast, targets } from './targets.ts'
+import { bulkTargets, importAtMost, streamAtLeast, targets } from './targets.ts'
 
 /** Where and when it was measured. */
 export interface Machine {
@@ -81,10 +81,10 @@ export function judge(results: Results): Verdict[] {
     })
   }
   if (results.options.parts.has('bulk')) {
-    for (const [against, atLeast] of Object.entries(bulkAtLeast)) {
-      const ratio = results.bulk && bulkRatio(results.bulk, against as BulkContender).median
+    for (const { contender, against, atLeast } of bulkTargets) {
+      const ratio = results.bulk && bulkRatio(results.bulk, contender, against).median
       verdicts.push({
-        title: `${bulkRows.toLocaleString('en')} rows written: insertMany`,
+        title: `${bulkRows.toLocaleString('en')} rows written: ${contender}`,
         wanted: `≥ ${atLeast} × ${against}`,
         measured: ratio?.toFixed(2) ?? '–',
         met: ratio !== undefined && ratio >= atLeast,

@@ -1,3 +1,4 @@
+import type { BulkContender } from './bulk.ts'
 import type { ContenderName } from './contender.ts'
 
 /** A figure that kanta holds itself to: how many times faster than another it must be. */
@@ -26,8 +27,17 @@ export const targets: readonly Target[] = [
 /** How many times as fast as pg-query-stream kanta must stream rows. */
 export const streamAtLeast = 1.2
 
-/** How many times as fast as inserts one by one, and as those of many values, `insertMany` must be. */
-export const bulkAtLeast = { 'one by one': 10, 'many values': 2 } as const
+/** How many times as fast as others many rows must be written. */
+export const bulkTargets: readonly {
+  readonly contender: BulkContender
+  readonly against: BulkContender
+  readonly atLeast: number
+}[] = [
+  { contender: 'insertMany', against: 'one by one', atLeast: 10 },
+  { contender: 'insertMany', against: 'many values', atLeast: 2 },
+  { contender: 'copy, rows', against: 'psql \\copy', atLeast: 0.7 },
+  { contender: 'copy, a file', against: 'psql \\copy', atLeast: 0.7 },
+]
 
 /** How many times as long as kysely, pg and ioredis together the import of kanta may take. */
 export const importAtMost = 1.5

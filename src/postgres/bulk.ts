@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { askColumnTypes, type ColumnType, columnText, hasColumns } from './column-values.ts'
@@ -257,6 +258,8 @@ export class BulkWrite {
     this.#sending = this.#write(chunks)
     // Whoever waits for it next hears of its failure.
     this.#sending.catch(() => undefined)
+    // It goes out at the end of this turn: not before the next rows are encoded, if they are all there already.
+    await nextTurn()
   }
 
   async #flush(): Promise<void> {
@@ -329,17 +332,17 @@ class PendingRows {
     return isNew
   }
 
-  /** An array of arrays would be unfolded whole, so arrays travel as texts that the server casts row by row. */
+  /**
+   * The rows again: as many lists as columns, each as long, are unfolded in step. An array of arrays would be unfolded whole,
+   * so arrays travel as texts that the server casts row by row.
+   */
   source(): RawBuilder<unknown> {
-    const names = this.columns.map((_, index) => sql.id(`c${index}`))
-    const arrays = this.types.map(
-      ({ type, array }, index) => sql`${`{${this.literals[index]}}`}::${sql.raw(array ? 'text' : type)}[]`,
-    )
     const values = this.types.map(({ type, array }, index) => {
-      const value = array ? sql`${sql.id(`c${index}`)}::${sql.raw(type)}` : sql.id(`c${index}`)
+      const list = sql`unnest(${`{${this.literals[index]}}`}::${sql.raw(array ? 'text' : type)}[])`
+      const value = array ? sql`${list}::${sql.raw(type)}` : list
       return sql`${value} as ${sql.id(this.columns[index] as string)}`
     })
-    return sql`(select ${sql.join(values)} from unnest(${sql.join(arrays)}) as r (${sql.join(names)})) as u`
+    return sql`(select ${sql.join(values)}) as u`
   }
 }
 

@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type CompiledQuery, type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { askColumnTypes, type ColumnType } from './column-values.ts'
@@ -185,7 +186,7 @@ export class CopyWrite {
     }
     this.#options.onProgress?.({ bytes: this.#bytes, rows: feed.rows })
     if (performance.now() - this.#turnBegan < turnMs) return
-    await new Promise(setImmediate)
+    await nextTurn()
     this.#turnBegan = performance.now()
   }
 
