@@ -364,7 +364,7 @@ export interface Copy<DB> {
    * import type { DB } from './generated/schema.ts'
    *
    * await using database = await createDatabase<DB>()
-   * const recent = database.db.selectFrom('posts').select(['id', 'title']).where('is_published', '=', true)
+   * const recent = database.db.selectFrom('posts').select(['id', 'title']).where('published_at', 'is not', null)
    * await pipeline(database.copy.to(recent, { format: 'csv', header: true }), createWriteStream('posts.csv'))
    * ```
    */

@@ -67,3 +67,41 @@ test('a violation names a constraint that exists', () => {
   // @ts-expect-error: no constraint has this name
   isViolation<ConstraintName>(error, 'users_e_mail_key')
 })
+
+test('many rows are typed by their table', async () => {
+  const categories = [{ name: 'Books', slug: 'books' }]
+  const inserted = await database.insertMany('categories', categories, { returning: ['id', 'slug'] })
+  expectTypeOf(inserted.rows).toEqualTypeOf<{ id: string; slug: string }[]>()
+  const updated = await database.updateMany('categories', [{ slug: 'books', name: 'Book' }], { key: ['slug'] })
+  expectTypeOf(updated.rows).toEqualTypeOf<{}[]>()
+  await database.upsertMany('categories', categories, { conflict: ['slug'], update: ['name'] })
+  // @ts-expect-error: a category needs a slug
+  await database.insertMany('categories', [{ name: 'Books' }])
+  // @ts-expect-error: there is no such column to give back
+  await database.insertMany('categories', categories, { returning: ['title'] })
+  // @ts-expect-error: there is no such key
+  await database.updateMany('categories', categories, { key: ['title'] })
+  // @ts-expect-error: nothing says what makes two rows the same
+  await database.upsertMany('categories', categories, {})
+})
+
+test('a copy takes rows of its table, or bytes with their format', async () => {
+  const { count } = await database.copy.from('categories', [{ name: 'Books', slug: 'books' }], {
+    columns: ['name', 'slug'],
+  })
+  expectTypeOf(count).toEqualTypeOf<number>()
+  await database.copy.from('categories', ['Books,books'], { format: 'csv', columns: ['name', 'slug'] })
+  // @ts-expect-error: without a format these are no rows
+  await database.copy.from('categories', ['Books,books'])
+  // @ts-expect-error: a category needs a slug
+  await database.copy.from('categories', [{ name: 'Books' }])
+  // @ts-expect-error: there is no such column
+  await database.copy.from('categories', ['Books'], { format: 'csv', columns: ['title'] })
+  for await (const piece of database.copy.to('categories', { columns: ['name'] }))
+    expectTypeOf(piece).toEqualTypeOf<Buffer>()
+  database.copy.to(db.selectFrom('users').select('id'), { format: 'csv', replica: true })
+  // @ts-expect-error: there is no such table
+  database.copy.to('category')
+  // @ts-expect-error: the columns of a query are the query's
+  database.copy.to(db.selectFrom('users').select('id'), { columns: ['id'] })
+})
