@@ -9,10 +9,7 @@ import { createReadStream, createWriteStream, mkdtempSync, rmSync, statfsSync, s
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
-import { sql } from 'kysely'
-import { startPostgres } from '../../test/support/servers.ts'
 import type { createDatabase } from '../../src/index.ts'
-import { runScript } from '../steps.ts'
 
 interface Order {
   readonly url: string
@@ -64,6 +61,13 @@ function copyApart(order: Order): Promise<Figures> {
 }
 
 async function main(gigabytes: number): Promise<void> {
+  // Not for the processes that are measured.
+  const [{ sql }, { startPostgres }, { createDatabase: open }, { runScript }] = await Promise.all([
+    import('kysely'),
+    import('../../test/support/servers.ts'),
+    import('../../src/index.ts'),
+    import('../steps.ts'),
+  ])
   const rows = Math.round((gigabytes * gigabyte) / bytesPerRow)
   const { bavail, bsize } = statfsSync(tmpdir())
   if (bavail * bsize < 3 * gigabytes * gigabyte) {
@@ -73,7 +77,6 @@ async function main(gigabytes: number): Promise<void> {
   const server = await startPostgres({ settings: { max_wal_size: '4GB' } })
   const folder = mkdtempSync(join(tmpdir(), 'kanta-copy-'))
   try {
-    const { createDatabase: open } = await import('../../src/index.ts')
     await using database = await open({ postgres: { url: server.url, queryTimeoutMs: false }, redis: false })
     for (const table of ['source', 'target']) {
       await database.query(

@@ -1,3 +1,5 @@
+import { DatabaseError } from './errors.ts'
+
 /**
  * Settles as `work` does, or rejects with what `onTimeout` makes once `limitMs` have passed. The work itself goes on;
  * its late rejection is not an unhandled one.
@@ -18,9 +20,16 @@ export interface Limits {
   readonly signal?: AbortSignal | undefined
 }
 
-/** The limits of a call that begins now. `false` or nothing is no limit of time. */
+/** The limits of a call that begins now. `false` or nothing is no limit of time; what is no time is `INVALID_ARGUMENT`. */
 export function limitsFrom(budgetMs: number | false | undefined, signal?: AbortSignal): Limits {
   if (budgetMs === undefined || budgetMs === false) return { deadline: Number.POSITIVE_INFINITY, budgetMs: 0, signal }
+  // Of no number at all, no comparison with it would ever be true, and the call would have no limit.
+  if (typeof budgetMs !== 'number' || Number.isNaN(budgetMs)) {
+    throw new DatabaseError(
+      'INVALID_ARGUMENT',
+      `A limit of time is ${String(budgetMs)}. Give milliseconds, or false for none.`,
+    )
+  }
   return { deadline: performance.now() + budgetMs, budgetMs, signal }
 }
 

@@ -58,6 +58,14 @@ test('a budget ends at an instant; without one there is no end', () => {
   for (const none of [false, undefined] as const) {
     expect(limitsFrom(none, signal)).toEqual({ deadline: Number.POSITIVE_INFINITY, budgetMs: 0, signal })
   }
+  for (const no of [Number.NaN, '500', null]) {
+    expect(() => limitsFrom(no as never)).toThrow(
+      expect.objectContaining({
+        code: 'INVALID_ARGUMENT',
+        message: `A limit of time is ${no}. Give milliseconds, or false for none.`,
+      }),
+    )
+  }
 })
 
 test('of two limits the earlier deadline counts, with its budget', () => {
