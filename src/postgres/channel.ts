@@ -116,8 +116,9 @@ export class Channel {
 
   #reasonOfUnsent(): unknown {
     const farewell = this.#farewell
-    // The server ended the transaction to which the statement belongs for its own fault.
-    if (farewell?.code === '25P03' || farewell?.code === '25P04') return farewell
+    // The server, or PgBouncer, ended the transaction to which the statement belongs for its own fault.
+    const isTooLong = farewell?.code === '25P03' || farewell?.code === '25P04'
+    if (isTooLong || farewell?.message === 'idle transaction timeout') return farewell
     const said = farewell === undefined ? '' : ` (${farewell.message})`
     return Object.assign(new Error(`the connection was closed before the statement was sent${said}`), {
       code: 'ECONNREFUSED',

@@ -293,7 +293,7 @@ function classify(cause: unknown, context: ErrorContext): ErrorCode {
 function classifyReport(report: ServerReport, context: ErrorContext): ErrorCode {
   const isFatal = report.severity === 'FATAL' || report.severity === 'PANIC'
   // A pooler speaks for itself under the code for protocol errors; PostgreSQL's own come as ERROR.
-  if (report.code === '08P01' && isFatal) return 'POOLER_REJECTED'
+  if (report.code === '08P01' && isFatal) return classifyPooler(report.message, context)
   if (report.code === '40001' && (isFatal || report.routine === 'ProcessInterrupts')) return 'RECOVERY_CONFLICT'
   if (report.code === '57014') return classifyStop(report)
   if (report.code === '0A000' && report.routine === 'RevalidateCachedQuery') return 'CACHED_PLAN_CHANGED'
@@ -301,6 +301,20 @@ function classifyReport(report: ServerReport, context: ErrorContext): ErrorCode 
     return report.code === '26000' ? 'UNDEFINED_OBJECT' : 'QUERY_FAILED'
   }
   return bySqlState[report.code] ?? bySqlStateClass[report.code.slice(0, 2)] ?? 'QUERY_FAILED'
+}
+
+/** What PgBouncer says to a client that it has given no connection to the server, or no transaction: nothing was done. */
+const refusals =
+  /^(?:client_idle_timeout|query_timeout|query_wait_timeout|server login has been failing|server shutting down|transaction blocks not allowed)/
+
+/** PgBouncer has one code for all that it says, and only its words tell whether the server was reached. */
+function classifyPooler(said: string, { phase }: ErrorContext): ErrorCode {
+  if (phase === 'connect' || refusals.test(said)) return 'POOLER_REJECTED'
+  if (phase === 'commit') return 'COMMIT_OUTCOME_UNKNOWN'
+  if (said === 'idle transaction timeout') return 'IDLE_IN_TRANSACTION_TIMEOUT'
+  if (said === 'query timeout' || said === 'transaction timeout') return 'QUERY_TIMEOUT'
+  // "server conn crashed?", and whatever another pooler may say: the statement was on its way to the server.
+  return 'CONNECTION_LOST'
 }
 
 function classifyStop(report: ServerReport): ErrorCode {

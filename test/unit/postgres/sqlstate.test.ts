@@ -16,6 +16,10 @@ function socket(code: string, message = code): Error {
   return Object.assign(new Error(message), { code })
 }
 
+function pooler(message: string): Error {
+  return report('08P01', { severity: 'FATAL', message })
+}
+
 type Row = [what: string, cause: Error, code: ErrorCode, replay: boolean, whole: boolean, discard: boolean]
 
 // The rows of the error table in docs/errors.md: may a lone write be sent again, may a whole transaction, is the connection dead.
@@ -33,7 +37,11 @@ const rows: Row[] = [
   ['08006', report('08006', { severity: 'FATAL' }), 'CONNECTION_LOST', false, true, true],
   ['08007', report('08007'), 'COMMIT_OUTCOME_UNKNOWN', false, false, true],
   ['40003', report('40003'), 'COMMIT_OUTCOME_UNKNOWN', false, false, true],
-  ['a pooler', report('08P01', { severity: 'FATAL' }), 'POOLER_REJECTED', true, true, true],
+  ['a pooler with nothing free', pooler('query_wait_timeout'), 'POOLER_REJECTED', true, true, true],
+  ['a pooler without a server', pooler('server login has been failing, try'), 'POOLER_REJECTED', true, true, true],
+  ['a pooler that lost the server', pooler('server conn crashed?'), 'CONNECTION_LOST', false, true, true],
+  ['a pooler that gave up', pooler('query timeout'), 'QUERY_TIMEOUT', false, true, true],
+  ['a pooler and an idler', pooler('idle transaction timeout'), 'IDLE_IN_TRANSACTION_TIMEOUT', false, false, true],
   ['65 536 parameters', report('08P01'), 'PROTOCOL_VIOLATION', false, false, true],
   ['53300', report('53300', { severity: 'FATAL' }), 'TOO_MANY_CONNECTIONS', true, true, true],
   ['53100', report('53100'), 'DISK_FULL', true, true, false],
@@ -96,6 +104,14 @@ test.each<[ErrorContext['phase'], ErrorCode]>([
   ['commit', 'COMMIT_OUTCOME_UNKNOWN'],
 ])('a reset during %s is %s', (phase, code) => {
   expect(toDatabaseError(socket('ECONNRESET'), { phase }).code).toBe(code)
+})
+
+test.each<[ErrorContext['phase'], ErrorCode]>([
+  ['connect', 'POOLER_REJECTED'],
+  ['statement', 'CONNECTION_LOST'],
+  ['commit', 'COMMIT_OUTCOME_UNKNOWN'],
+])('what a pooler says that nobody knows, during %s, is %s', (phase, code) => {
+  expect(toDatabaseError(pooler('the sky is falling'), { phase }).code).toBe(code)
 })
 
 test('a typed error passes through', () => {
