@@ -22,6 +22,7 @@ export class Channel {
 
   constructor(client: Client, policy: PreparationPolicy, onEnd: () => void, isPipelined = false) {
     this.client = client
+    policy.noteProcess((client as Client & { processID?: number | null }).processID)
     this.#prepared = new PreparedStatements(policy, client)
     this.#isPipelined = isPipelined
     // Elsewhere `pg` would keep the queue, but it warns of that and will stop doing it.

@@ -14,6 +14,8 @@ export interface PreparedStatementSettings {
 // A name that is lost now and then was deallocated by someone; names that keep being lost are not ours to have.
 const maxLost = 20
 const lostWithinMs = 60_000
+// Linux gives no process a higher number, and other systems stay far below.
+const highestProcess = 4_194_304
 
 /**
  * Whether names can be used at all, for all connections of an engine. A pooler that gives each transaction another
@@ -27,15 +29,39 @@ export class PreparationPolicy {
   /** How many were lost since the first of this minute. */
   #lost = 0
   #lostSince = 0
+  #isShared = false
+  readonly #changed = new WeakSet<StatementText>()
 
   constructor(settings: PreparedStatementSettings, onGivenUp: () => void = () => undefined) {
     this.settings = settings
     this.#onGivenUp = onGivenUp
   }
 
+  /**
+   * A pooler is in between, so that a name may be another connection's next time, which was prepared before or after its
+   * tables changed: what was learned of its columns is not to be relied on.
+   */
+  get isShared(): boolean {
+    return this.#isShared
+  }
+
   allows(text: StatementText): boolean {
     const { threshold } = this.settings
-    return threshold !== false && !this.#isGivenUp && text.uses >= threshold && !text.isRefused
+    const isAllowed = threshold !== false && !this.#isGivenUp && text.uses >= threshold && !text.isRefused
+    return isAllowed && !(this.#isShared && this.#changed.has(text))
+  }
+
+  /** What a connection was told to be its process on the server: a pooler invents a number of 32 bits. */
+  noteProcess(id: number | null | undefined): void {
+    if (typeof id === 'number' && (id < 0 || id > highestProcess)) this.#isShared = true
+  }
+
+  /**
+   * The tables of a text have changed. A pooler that keeps names apart has it prepared on connections of its own, which
+   * would say so again and again: there it is not prepared any more.
+   */
+  notePlanChanged(text: StatementText): void {
+    this.#changed.add(text)
   }
 
   /** The server said 26000 (unknown name) or 42P05 (name exists). */
@@ -77,8 +103,9 @@ export class PreparedStatements {
     return this.#prepared.has(text.name)
   }
 
+  /** Its columns, where they are certain: without them the server is to be asked. */
   shapeOf(text: StatementText): Shape | undefined {
-    return this.#prepared.get(text.name)
+    return this.#policy.isShared ? undefined : this.#prepared.get(text.name)
   }
 
   /** The server has described the columns; those of a prepared text are known from now on. */
@@ -118,6 +145,12 @@ export class PreparedStatements {
   forget(text: StatementText): void {
     this.#prepared.delete(text.name)
     this.#stale.add(text.name)
+  }
+
+  /** The tables of a prepared text have changed so that its result has other columns. */
+  notePlanChanged(text: StatementText): void {
+    this.forget(text)
+    this.#policy.notePlanChanged(text)
   }
 
   /**

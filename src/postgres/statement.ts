@@ -259,7 +259,7 @@ export class Statement<Row = unknown> {
       if (unparsed === text) text.isRefused = true
     }
     if (this.isNamed && (sqlState === '26000' || sqlState === '42P05')) this.#noteLost(error, sqlState)
-    else if (isPlanChanged(error)) prepared?.forget(text)
+    else if (isPlanChanged(error)) prepared?.notePlanChanged(text)
     this.onAnswer?.(this as Statement, error)
     if (this.isSettled) return
     this.isSettled = true

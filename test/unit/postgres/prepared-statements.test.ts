@@ -50,6 +50,41 @@ test('twenty names lost within a minute end it, and so does one that exists alre
   expect(taken.givenUp()).toBe(true)
 })
 
+test.each([
+  ['a number that a process can have', 4_711, false],
+  ['the highest of Linux', 4_194_304, false],
+  ['no number at all', null, false],
+  ['one that only a pooler invents', 1_234_567_890, true],
+  ['one below zero', -7, true],
+])('with %s as its process, what a connection learned of columns is certain or not', (_, id, isShared) => {
+  const { policy: own } = policy()
+  own.noteProcess(4_711)
+  own.noteProcess(id)
+  own.noteProcess(4_712)
+  const prepared = new PreparedStatements(own, types)
+  prepared.prepare(text, { parse: () => undefined } as unknown as Wire)
+  prepared.describe(text, [{ name: 'a', dataTypeID: 25 }])
+  expect(prepared.shapeOf(text) === undefined).toBe(isShared)
+})
+
+test('behind a pooler a text whose tables changed is not prepared any more, elsewhere it is prepared anew', () => {
+  const names = [4_711, 1_234_567_890].map((id) => {
+    const { policy: own } = policy()
+    own.noteProcess(id)
+    const parsed: string[] = []
+    const wire = { parse: (name: string) => parsed.push(name), close: () => undefined } as unknown as Wire
+    const prepared = new PreparedStatements(own, types)
+    prepared.prepare(text, wire)
+    prepared.notePlanChanged(text)
+    prepared.prepare(text, wire)
+    return parsed
+  })
+  expect(names).toEqual([
+    [text.name, text.name],
+    [text.name, ''],
+  ])
+})
+
 test('a connection that lost all its names at once has lost once, with everything that was in flight', () => {
   const { policy: own, givenUp } = policy()
   const wire = { parse: () => undefined, close: () => undefined } as unknown as Wire
