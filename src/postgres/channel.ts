@@ -15,6 +15,7 @@ export class Channel {
   readonly #inFlight: Statement[] = []
   readonly #onIdle: (() => void)[] = []
   #isOpen = true
+  #ending: Promise<void> | undefined
   #lastAnswer = 0
   #cancelAskedAt = Number.NEGATIVE_INFINITY
   /** Why the server ended the connection, where it said so. */
@@ -83,7 +84,20 @@ export class Channel {
   /** Ends it politely, or by cutting the socket. What is in flight fails. */
   end(): Promise<void> {
     this.#isOpen = false
-    return endClient(this.client)
+    this.#ending ??= endClient(this.client)
+    return this.#ending
+  }
+
+  /**
+   * Ends it under what is in flight, which fails now, and has the server stop that. The socket is cut after the server was
+   * told: a pooler forgets with the connection what runs for it, and could not pass the request on.
+   */
+  abort(source: ConnectionSource): void {
+    if (this.#ending !== undefined) return
+    this.#isOpen = false
+    this.#failUnsent()
+    this.#ending = this.cancel(source).then(() => cutClient(this.client))
+    for (const statement of [...this.#inFlight]) statement.abandon(new Error('Connection terminated'))
   }
 
   readonly #answered = (statement: Statement, error?: unknown): void => {

@@ -278,7 +278,7 @@ export class Pool {
     this.#connecting.abort()
     await this.#drained()
     // A server that is asked to stop what it runs does not go on alone after the connection is gone.
-    for (const session of this.#sessions) void session.channel.cancel(this.source)
+    for (const { channel } of this.#sessions) if (channel.inFlight.length > 0) channel.abort(this.source)
     for (const session of [...this.#sessions]) this.#drop(session)
     await Promise.all(this.#ending)
   }
@@ -451,10 +451,7 @@ export class Session {
   /** Closes it under whoever still uses it, and asks the server to stop what it runs. */
   discard(): void {
     this.#isBroken = true
-    if (this.channel.inFlight.length > 0) {
-      void this.channel.cancel(this.#source)
-      cutClient(this.channel.client)
-    }
+    if (this.channel.inFlight.length > 0) this.channel.abort(this.#source)
     this.#giveBack()
   }
 
