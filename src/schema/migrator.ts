@@ -17,7 +17,7 @@ import {
 
 /** Settings of a {@link Migrator}. Times are milliseconds. */
 export interface MigratorOptions {
-  /** Must reach PostgreSQL directly: behind a pooler in transaction mode the lock between migrators does not hold. */
+  /** Best without a pooler in between. One in transaction mode must have two connections to the server to spare. */
   readonly source: ConnectionSource
   /** The folder of the SQL files. */
   readonly directory: string
@@ -105,8 +105,11 @@ export class Migrator {
     const files = await readMigrations(this.#directory)
     const target = to === undefined ? undefined : this.#named(files, to)
     return this.#locked(async (session) => {
-      await ensureLedger(session.client)
-      const pending = this.#pending(files, await readLedger(session.client))
+      const ledger = await session.withClient(async (client) => {
+        await ensureLedger(client)
+        return readLedger(client)
+      })
+      const pending = this.#pending(files, ledger)
       const wanted = pending.slice(0, count).filter((file) => !target || files.indexOf(file) <= files.indexOf(target))
       return this.#runAll(session, wanted, 'up')
     })
@@ -120,7 +123,7 @@ export class Migrator {
     const count = wholeNumber('count', options.count ?? 1, 1)
     const files = await readMigrations(this.#directory)
     return this.#locked(async (session) => {
-      const ledger = await readLedger(session.client)
+      const ledger = await session.withClient(readLedger)
       const wanted = ledger
         .slice(-count)
         .toReversed()
@@ -323,7 +326,7 @@ export class Migrator {
         return await work({ client, withClient: (run) => this.#withNewClient(run) })
       } finally {
         // Where this fails the session is gone, and its lock with it.
-        await client.query('select pg_advisory_unlock($1)', [lockKey]).catch(() => undefined)
+        await client.query('rollback').catch(() => undefined)
       }
     } finally {
       await client.end()
@@ -350,14 +353,19 @@ export class Migrator {
     }
   }
 
+  /** In a transaction, which it leaves open: behind a pooler only that stays on one session, and ends there for certain. */
   async #acquireLock(client: BoundedClient): Promise<void> {
     const deadline = performance.now() + this.#waitForLockMs
     await client.query("select set_config('application_name', $1, false)", [sessionName()]).catch(rethrowTyped)
     for (let told = false; ; told = true) {
+      // It holds back no vacuum: under this level there is no snapshot between statements.
+      await client.query('begin isolation level read committed').catch(rethrowTyped)
+      await client.query(unlimitedTransaction).catch(rethrowTyped)
       const { rows } = await client
-        .query<{ locked: boolean }>('select pg_try_advisory_lock($1) as locked', [lockKey])
+        .query<{ locked: boolean }>('select pg_try_advisory_xact_lock($1) as locked', [lockKey])
         .catch(rethrowTyped)
       if (rows[0]?.locked) return
+      await client.query('rollback').catch(rethrowTyped)
       const holder = await describeHolder(client)
       const leftMs = deadline - performance.now()
       if (leftMs <= 0) {
@@ -372,6 +380,11 @@ export class Migrator {
     }
   }
 }
+
+/** The limits of some versions that would end the transaction which only holds the lock. */
+const unlimitedTransaction = `
+  select set_config(name, '0', true) from pg_settings
+   where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')`
 
 /** A session that keeps other migrators out, and the way to one for work. */
 interface MigrationSession {
@@ -446,15 +459,20 @@ const hints: Readonly<Record<string, string>> = {
 
 type RunnerClient = NonNullable<Extract<RunnerOption, { dbClient?: unknown }>['dbClient']>
 
+/** Behind a pooler others have the session next. In one message it is the same session, which has what the file has set. */
+const commit = 'COMMIT; reset role; reset session authorization; reset all'
+
 /** What node-pg-migrate sends by itself; of that only COMMIT, which checks deferred constraints, takes as long as a statement. */
 function runnerClient(client: BoundedClient, limitMs: number | false): RunnerClient {
-  const query = (sql: string): Promise<unknown> => client.query(sql, undefined, sql === 'COMMIT' ? limitMs : undefined)
+  const query = (sql: string): Promise<unknown> =>
+    sql === 'COMMIT' ? client.query(commit, undefined, limitMs) : client.query(sql)
   return { query } as unknown as RunnerClient
 }
 
 /** A failure of what is around the statements of a file. */
-function stepFailure(file: MigrationFile, sql: string, cause: unknown): MigrationError {
-  const isCommit = sql === 'COMMIT'
+function stepFailure(file: MigrationFile, sent: string, cause: unknown): MigrationError {
+  const isCommit = sent === commit
+  const sql = isCommit ? 'COMMIT' : sent
   const error = toDatabaseError(cause, { inTransaction: true, sql, ...(isCommit && { phase: 'commit' }) })
   const said = error.sqlState && cause instanceof Error ? `${cause.message} (${error.sqlState})` : error.message
   // A backend that is ended at COMMIT may have committed before it said so.

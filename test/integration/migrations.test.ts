@@ -320,6 +320,14 @@ test('while someone else migrates, the wait is bounded and the holder is named',
   expect(await migrator.up()).toHaveLength(1)
 })
 
+test('the lock is held however long a file takes, whatever limit the database has for idle transactions', async () => {
+  const slow = (name: string) => `-- Up Migration\ncreate table ${name} ();\nselect pg_sleep(0.2);`
+  const { url, client, migrator } = await fixture({ '1_a.sql': slow('a'), '2_b.sql': slow('b') })
+  const database = new URL(url).pathname.slice(1)
+  await client.query(`alter database ${database} set idle_in_transaction_session_timeout = '50ms'`)
+  expect(await migrator.up()).toHaveLength(2)
+})
+
 test('a table lock that is held is waited for again and again, and others get their turn in between', async () => {
   const attempts: string[] = []
   const { migrator, client } = await fixture(
