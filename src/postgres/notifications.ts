@@ -272,6 +272,10 @@ export class Notifications {
       await Promise.race([this.#engine.ask('select pg_notify($1, $2)', [name, ''], answerTimeoutMs), heard.promise])
       await settleWithin(heard.promise, answerTimeoutMs, () => this.#unheard())
       this.#isProven = true
+    } catch (error) {
+      // A pooler keeps the session for others, and with it what that listens to.
+      await link.follow([]).catch(() => undefined)
+      throw error
     } finally {
       this.#probe = undefined
     }
