@@ -131,10 +131,8 @@ class Servers {
   }
 }
 
+/** Asked, though servers report it when a connection begins: a pooler repeats what was true when it made its own. */
 async function isWritable(client: Client, limitMs: number): Promise<boolean> {
-  const standby = parameterOf(client, 'in_hot_standby')
-  if (standby !== undefined) return standby === 'off' && parameterOf(client, 'default_transaction_read_only') !== 'on'
-  // Before PostgreSQL 14 the server does not say so by itself.
   const asked = client.query<{ transaction_read_only: string }>('show transaction_read_only')
   const { rows } = await settleWithin(asked, limitMs, () => new Error('timeout expired'))
   return rows[0]?.transaction_read_only === 'off'
