@@ -310,7 +310,8 @@ export class Scope implements StatementTarget {
     const engine = this.#engine
     const text = engine.texts.get(query.sql, query.query)
     text.uses += 1
-    const limits = tighter(engine.limits(options), this.limits)
+    const own = engine.limits(options)
+    const { signal } = tighter(own, this.limits)
     const root = this.#root
     const writes = !text.isRead
     if (writes) root.#hasOnlyRead = false
@@ -324,11 +325,12 @@ export class Scope implements StatementTarget {
           text,
           // First of all: an object's own conversion may send statements.
           values: sendable(query.sql, query.parameters),
-          deadline: limits.deadline,
+          // That of the transaction has a timer of its own, and an error of its own.
+          deadline: own.deadline,
           prefix: this.#commandsAhead(),
           suffix: writes && root.#transactionId === undefined ? root.#askTransactionId() : undefined,
         },
-        limits.signal,
+        signal,
       )
       // The server takes statements again: a rollback to a savepoint has undone its failure.
       if (this.#failure?.sqlState !== undefined) this.#failure = undefined
@@ -336,7 +338,7 @@ export class Scope implements StatementTarget {
       if (began > 0) engine.report(query.sql, began, 1, true, result)
       return result
     } catch (cause) {
-      if (limits.signal?.aborted === true && cause === limits.signal.reason) {
+      if (signal?.aborted === true && cause === signal.reason) {
         this.#fail(interrupted(query.sql))
         throw cause
       }

@@ -392,7 +392,7 @@ describe('limits', () => {
       },
       { timeoutMs: 100 },
     )
-    await expect(failed).rejects.toMatchObject({ code: expect.stringMatching(/TIMEOUT/) as string })
+    await expect(failed).rejects.toMatchObject({ code: 'TRANSACTION_TIMEOUT' })
     expect(performance.now() - start).toBeLessThan(1_500)
     expect(await ids(database)).toEqual([])
     expect(
@@ -400,6 +400,18 @@ describe('limits', () => {
         sql`select count(*) from pg_stat_activity where query like 'select pg_sleep(30)%' and state = 'active'`,
       ),
     ).toBe(0)
+  })
+
+  test('timeoutMs ends it with the same error at whatever moment it passes', async () => {
+    await using database = await open({ pool: { max: 10 } })
+    const sleep = (_: unknown, n: number): Promise<unknown> =>
+      database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 50 + n })
+    const outcomes: PromiseSettledResult<unknown>[] = []
+    for (let round = 0; round < 5; round += 1) {
+      outcomes.push(...(await Promise.allSettled(Array.from({ length: 10 }, sleep))))
+    }
+    const codes = outcomes.map((outcome) => ((outcome as PromiseRejectedResult).reason as { code: string }).code)
+    expect(new Set(codes)).toEqual(new Set(['TRANSACTION_TIMEOUT']))
   })
 
   test('timeoutMs also ends a transaction that waits for something else', async () => {
