@@ -2,7 +2,7 @@ import { randomInt } from 'node:crypto'
 import { sql } from 'kysely'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import type { Database, PostgresOptions } from '../../src/index.ts'
-import { startPgBouncer } from '../support/pgbouncer.ts'
+import { onEachServerConnection, startPgBouncer } from '../support/pgbouncer.ts'
 import { type OwnServer, startPostgres } from '../support/servers.ts'
 import { open } from './open.ts'
 import { isFull, record, tally, times } from './record.ts'
@@ -92,21 +92,13 @@ test.each(ways)(
 
 /** Settings that a server connection of the pooler still has from whoever had it before. */
 async function leakedSettings(): Promise<string[]> {
-  // As many transactions at once as there are server connections see each of them.
-  const leaks = await Promise.all(
-    Array.from({ length: poolSize }, async () => {
-      await using one = await witness(bouncer.url)
-      await one.rows('begin')
-      await one.rows('select pg_sleep(0.1)')
-      const rows = await one.rows<{ leak: string }>(
-        // PgBouncer itself hands these five on from the client.
-        `select name || '=' || setting as leak from pg_settings
-          where source = 'session' and name not in
-                ('application_name', 'client_encoding', 'DateStyle', 'standard_conforming_strings', 'TimeZone')`,
-      )
-      await one.rows('rollback')
-      return rows.map(({ leak }) => leak)
-    }),
+  const leaks = await onEachServerConnection<{ leak: string }>(
+    bouncer.url,
+    poolSize,
+    // PgBouncer itself hands these five on from the client.
+    `select name || '=' || setting as leak from pg_settings
+      where source = 'session' and name not in
+            ('application_name', 'client_encoding', 'DateStyle', 'standard_conforming_strings', 'TimeZone')`,
   )
-  return leaks.flat()
+  return leaks.flat().map(({ leak }) => leak)
 }

@@ -10,10 +10,18 @@ import { type OwnServer, startServer } from './servers.ts'
 export interface PgBouncerOptions {
   /** Connections to PostgreSQL for each database. @default 4 */
   readonly poolSize?: number
+  /** Further lines of pgbouncer.ini. */
+  readonly settings?: Readonly<Record<string, string | number>>
 }
 
-/** Starts one with the settings it comes with, but for the mode, and resolves when it lets clients through. */
-export async function startPgBouncer(postgresUrl: string, { poolSize = 4 }: PgBouncerOptions = {}): Promise<OwnServer> {
+/**
+ * Starts one with the settings it comes with, but for the mode, and resolves when it lets clients through. Its superuser may
+ * use the console: the database `pgbouncer`, by the simple protocol.
+ */
+export async function startPgBouncer(
+  postgresUrl: string,
+  { poolSize = 4, settings = {} }: PgBouncerOptions = {},
+): Promise<OwnServer> {
   const binary = findPgBouncer() ?? installPgBouncer()
   const postgres = new URL(postgresUrl)
   return startServer({
@@ -37,6 +45,8 @@ export async function startPgBouncer(postgresUrl: string, { poolSize = 4 }: PgBo
           'pool_mode = transaction',
           `default_pool_size = ${poolSize}`,
           'max_client_conn = 200',
+          'admin_users = postgres',
+          ...Object.entries(settings).map(([name, value]) => `${name} = ${value}`),
           '',
         ].join('\n'),
         { mode: 0o644 },
@@ -51,6 +61,36 @@ export async function startPgBouncer(postgresUrl: string, { poolSize = 4 }: PgBo
       await client.end()
     },
   })
+}
+
+/** A command on the console of a PgBouncer that was started here, such as `show servers`. */
+export async function askConsole(bouncer: OwnServer, command: string): Promise<Record<string, string>[]> {
+  const client = new Client({ connectionString: Object.assign(new URL(bouncer.url), { pathname: '/pgbouncer' }).href })
+  await client.connect()
+  try {
+    return (await client.query<Record<string, string>>(command)).rows
+  } finally {
+    await client.end()
+  }
+}
+
+/** What a query gives on each of the pooler's connections to the server; there must be as many to be had at once. */
+export async function onEachServerConnection<Row extends object>(
+  url: string,
+  poolSize: number,
+  query: string,
+): Promise<Row[][]> {
+  const clients = Array.from({ length: poolSize }, () => new Client({ connectionString: url }))
+  try {
+    await Promise.all(clients.map((client) => client.connect()))
+    // A transaction keeps its connection, so that all of them together have each.
+    await Promise.all(clients.map((client) => client.query('begin')))
+    const answers = await Promise.all(clients.map((client) => client.query<Row>(query)))
+    await Promise.all(clients.map((client) => client.query('rollback')))
+    return answers.map(({ rows }) => rows)
+  } finally {
+    await Promise.all(clients.map((client) => client.end()))
+  }
 }
 
 function findPgBouncer(): string | undefined {
