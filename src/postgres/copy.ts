@@ -70,7 +70,7 @@ export interface CopyRunner {
 }
 
 // A write that waits for the server is given up with it; a long piece in several, so that each has its own time.
-const writeSize = 262_144
+const writeSize = 65_536
 // A source that is always ready must not keep everybody else in the process waiting.
 const turnMs = 10
 

@@ -36,6 +36,15 @@ export class SourceReader<Item> {
     this.#source = source
     this.#noun = noun
     this.#run = run
+    const isReadOnce = (this.#items as object) === source || isStream(source)
+    if (isReadOnce && readOnce.has(source)) {
+      throw new DatabaseError(
+        'INVALID_ARGUMENT',
+        `The source of the ${noun}s was read before, perhaps by a transaction that was undone and runs again. ` +
+          'Create it inside the function of the transaction, or give an array.',
+      )
+    }
+    if (isReadOnce) readOnce.add(source)
   }
 
   /** The first item, which {@link read} gives too; undefined when there is none. */
@@ -112,6 +121,9 @@ export async function withSource<T>(source: RowSource<unknown>, work: () => Prom
     throw error
   }
 }
+
+/** Generators and streams that were read: what they would give a second time is nothing, which must not pass for no rows. */
+const readOnce = new WeakSet<object>()
 
 interface Stream {
   on(event: 'error', listener: () => void): unknown

@@ -374,11 +374,18 @@ export class Scope implements StatementTarget {
     const root = this.#root
     const text = root.#transactionId === undefined ? root.#askTransactionId() : undefined
     if (text === undefined) return
-    text.uses += 1
-    const { deadline } = this.#engine.limits(undefined)
-    const { rows } = await this.#engine.sendOn<object>(this.session, { text, values: [], deadline }, undefined)
-    const [answer] = Object.values(rows[0] ?? {}) as (string | null)[]
-    if (typeof answer === 'string') root.#noteTransactionId(answer)
+    try {
+      text.uses += 1
+      const { deadline } = this.#engine.limits(undefined)
+      const { rows } = await this.#engine.sendOn<object>(this.session, { text, values: [], deadline }, undefined)
+      const [answer] = Object.values(rows[0] ?? {}) as (string | null)[]
+      if (typeof answer === 'string') root.#noteTransactionId(answer)
+    } catch (cause) {
+      const target = this.#engine.source.description
+      const error = toDatabaseError(cause, { sql: text.sql, inTransaction: true, target })
+      this.#fail(error)
+      throw error
+    }
   }
 
   /** What became of a statement that was not sent by {@link execute}. */

@@ -442,6 +442,38 @@ describe('a copy into a table that fails', () => {
     },
   )
 
+  test('with the connection after it is an error of the transaction', async () => {
+    await using setup = await openBehindProxy({ retry: false })
+    const { database, proxy } = setup
+    // What follows the copy asks for the number of the transaction, as the question for the types before it does.
+    const rule = proxy.on({ from: 'client', message: 'Bind', sql: /pg_current_xact_id/ }, 'reset', { nth: 2 })
+    await expect(database.copy.from('things', named(10).values())).rejects.toMatchObject({
+      code: 'CONNECTION_LOST',
+      retry: 'transaction',
+    })
+    expect(rule.hits).toBe(1)
+    expect(await count(database)).toBe(0)
+  })
+
+  test('because a transaction runs again after its source was read says so, instead of copying nothing', async () => {
+    await using database = await open(one)
+    for (const write of ['copy', 'insert'] as const) {
+      const source = named(10).values()
+      let attempts = 0
+      const repeated = database.transaction(async () => {
+        attempts += 1
+        await (write === 'copy' ? database.copy.from('things', source) : database.insertMany('things', source))
+        if (attempts === 1) await database.query(sql`do $$ begin raise sqlstate '40001'; end $$`)
+      })
+      await expect(repeated).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('was read before') as string,
+      })
+      expect(attempts).toBe(2)
+    }
+    expect(await count(database)).toBe(0)
+  })
+
   test('when the reply to COMMIT is lost is found to be done', async () => {
     await using setup = await openBehindProxy()
     const { database, proxy } = setup
