@@ -40,7 +40,8 @@ export function copyTableTo(
 /** `COPY … TO STDOUT` of a query. COPY takes no parameters, so the values stand in the text, as literals of no type yet. */
 export function copyQueryTo({ query, queryId }: CompiledQuery, format: CopyFormat): RawBuilder<unknown> {
   const text = new LiteralCompiler().compileQuery(query, queryId).sql
-  return sql`copy (${sql.raw(text)}) to stdout${formatOptions(format)}`
+  // A comment at its end goes to the end of its line.
+  return sql`copy (${sql.raw(text)}\n) to stdout${formatOptions(format)}`
 }
 
 class LiteralCompiler extends PostgresQueryCompiler {

@@ -504,5 +504,5 @@ function givenUp(sql: string): DatabaseError {
 
 /** As far as its nodes tell, or its first word where it was written by hand. */
 function onlyReads(text: StatementText): boolean {
-  return text.isRead || /^\s*(?:copy|select|table|values)\b/i.test(text.sql)
+  return text.isRead || /^\s*(?:copy (?:\(\s*(?:select|table|values)\b|")|(?:select|table|values)\b)/i.test(text.sql)
 }

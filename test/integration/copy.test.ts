@@ -503,6 +503,7 @@ describe('out of a table or a query', () => {
       await database.query(sql`set local standard_conforming_strings = off`)
       expect(await found(sql`name = ${odd.name} and raw = ${odd.raw}`)).toBe(name)
     })
+    expect(await textOf(database.copy.to(sql`select 1 -- one`))).toBe('1\n')
     expect(() => database.copy.to(sql`select ${'secret\0'}`)).toThrow(
       'A parameter cannot be sent: it has a NUL character',
     )
@@ -568,6 +569,13 @@ describe('out of a table or a query', () => {
     })()
     await expect(stopped).rejects.toThrow('enough')
     expect(await database.queryCount(sql`select 1`)).toBe(1)
+  })
+
+  test('of a write that gives rows back it is done as a whole, also when its reader leaves', async () => {
+    await using database = await open(one)
+    const writing = sql`insert into keyed select n, repeat('x', 100), n from generate_series(1, 50000) n returning b`
+    for await (const _piece of database.copy.to(writing)) break
+    await expect.poll(() => count(database, 'keyed')).toBe(50_000)
   })
 
   test('in a transaction what it has written, also when the reader leaves, and statements wait for the end', async () => {
