@@ -64,7 +64,7 @@ function given(env: NodeJS.ProcessEnv, name: string): RunServer | undefined {
 }
 
 async function ownPostgres(): Promise<RunServer> {
-  const server = await startPostgres()
+  const server = await startPostgres({ inMemory: true })
   return { url: server.url, origin: `own process on port ${server.port}`, stop: () => server.stop() }
 }
 

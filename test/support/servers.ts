@@ -16,6 +16,7 @@ import {
   openSync,
   readFileSync,
   realpathSync,
+  statfsSync,
 } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
@@ -55,6 +56,11 @@ export interface PostgresServerOptions {
   readonly settings?: Readonly<Record<string, string | number | boolean>>
   /** Whether commits survive a crash of the machine; a crash of the server they always do. @default false */
   readonly fsync?: boolean
+  /**
+   * Keeps its files in memory, where the machine has room for them there: a database is made in a fraction of the time.
+   * @default false
+   */
+  readonly inMemory?: boolean
 }
 
 /** Starts a PostgreSQL with an empty cluster and resolves when it accepts connections, after about a second. */
@@ -88,6 +94,21 @@ function postgresBinaries(): string {
   throw new Error('No PostgreSQL server was found on this machine. Install one, or set TEST_DATABASE_URL.')
 }
 
+/** Linux keeps what is here in memory; in a container it may be too small for a cluster, elsewhere there is none. */
+const memoryFolder = '/dev/shm'
+const wantedRoom = 3 * 1024 ** 3
+
+/** The size of the folder is only the most that it may take, so there must be as much free memory, too. */
+function hasRoom(folder: string): boolean {
+  try {
+    accessSync(folder, constants.W_OK)
+    const { bavail, bsize } = statfsSync(folder)
+    return Math.min(bavail * bsize, process.availableMemory()) > wantedRoom
+  } catch {
+    return false
+  }
+}
+
 function startCluster(
   binaries: string,
   options: PostgresServerOptions,
@@ -104,6 +125,7 @@ function startCluster(
   let dataDir = ''
   return startServer({
     name: 'postgres',
+    parentFolder: options.inMemory === true && hasRoom(memoryFolder) ? memoryFolder : tmpdir(),
     prepare(folder, user) {
       dataDir = join(folder, 'data')
       return prepare(folder, user)
@@ -178,6 +200,8 @@ export function findRedis(): string | undefined {
 /** What {@link startServer} has to know of a kind of server. */
 export interface ServerKind {
   readonly name: string
+  /** Where the folder of the server is made. @default the system's folder for temporary files */
+  readonly parentFolder?: string
   prepare(folder: string, user: SystemUser): Promise<void>
   command(folder: string, port: number): string[]
   url(port: number): string
@@ -188,7 +212,7 @@ export interface ServerKind {
 /** Starts a server process of any kind in a temporary folder on a free port. */
 export async function startServer(kind: ServerKind): Promise<OwnServer> {
   const user = unprivilegedUser()
-  const folder = mkdtempSync(join(realpathSync(tmpdir()), `kanta-${kind.name}-`))
+  const folder = mkdtempSync(join(realpathSync(kind.parentFolder ?? tmpdir()), `kanta-${kind.name}-`))
   tellKeeper({ folder, pid: null })
   if (user.uid !== undefined) chownSync(folder, user.uid, user.gid ?? user.uid)
   const logFile = join(folder, 'server.log')
