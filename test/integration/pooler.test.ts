@@ -751,7 +751,10 @@ test('what belongs to a session stays on a connection of the pooler, what belong
 })
 
 describe('migrations', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'kanta-pooler-'))
+  let folder = ''
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'kanta-pooler-'))
+  })
   afterAll(() => rmSync(folder, { recursive: true }))
   const write = (name: string, up: string, down: string): void =>
     writeFileSync(join(folder, name), `-- Up Migration\n${up}\n-- Down Migration\n${down}\n`)
