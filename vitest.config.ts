@@ -9,7 +9,15 @@ const config: ViteUserConfig = defineConfig({
     // A test that was left alone on purpose while writing must not hide the others in CI.
     allowOnly: !process.env['CI'],
     projects: [
-      { test: { name: 'unit', maxWorkers, include: ['test/unit/**/*.test.ts'] } },
+      {
+        test: {
+          name: 'unit',
+          maxWorkers,
+          include: ['test/unit/**/*.test.ts'],
+          // Properties are tried hundreds of times, beside integration tests that take both cores.
+          testTimeout: 20_000,
+        },
+      },
       {
         test: {
           name: 'integration',
