@@ -380,7 +380,7 @@ describe('a signal', () => {
       await expect(failed).rejects.toBe(reason)
       expect(read).toBe(when === 'waiting for the first row' ? 0 : when === 'between rows' ? 5 : 10)
       expect(await pidOf(database)).toBe(pid)
-      expect(await running(database, 'pg_sleep(30)')).toBe(0)
+      await expect.poll(() => running(database, 'pg_sleep(30)')).toBe(0)
     },
   )
 
@@ -422,9 +422,9 @@ describe('a deadline', () => {
   test('holds for each chunk, in which the time of the reader does not count', async () => {
     await using database = await openOne()
     let read = 0
-    for await (const _row of database.stream(count(4), { chunkSize: 1, chunkTimeoutMs: 60 })) {
+    for await (const _row of database.stream(count(4), { chunkSize: 1, chunkTimeoutMs: 300 })) {
       const since = performance.now()
-      await vi.waitUntil(() => performance.now() - since > 80, { interval: 5 })
+      await vi.waitUntil(() => performance.now() - since > 350, { interval: 5 })
       read += 1
     }
     expect(read).toBe(4)
@@ -434,8 +434,8 @@ describe('a deadline', () => {
       code: 'QUERY_TIMEOUT',
       message: expect.stringContaining('chunkTimeoutMs') as string,
     })
-    expect(performance.now() - start).toBeLessThan(400)
-    expect(await running(database, 'pg_sleep(30)')).toBe(0)
+    expect(performance.now() - start).toBeLessThan(2_000)
+    await expect.poll(() => running(database, 'pg_sleep(30)')).toBe(0)
   })
 
   test('is that of queries when none is given, and covers the wait for a connection', async () => {
@@ -567,7 +567,7 @@ describe('in a transaction', () => {
     const slow = sql`select n, case when n > 3 then pg_sleep(30) end from generate_series(1, 100) n`
     const failed = database.transaction(() => collect(database.stream(slow, { chunkSize: 1 })), { timeoutMs: 150 })
     await expect(failed).rejects.toMatchObject({ code: 'TRANSACTION_TIMEOUT' })
-    expect(await running(database, 'pg_sleep(30)')).toBe(0)
+    await expect.poll(() => running(database, 'pg_sleep(30)')).toBe(0)
   })
 
   test('a failure in the middle fails it, and a savepoint undoes that', async () => {
