@@ -33,7 +33,7 @@ import {
   type CopyToOptions,
   CopyWrite,
 } from './postgres/copy.ts'
-import { type CopyFormat, copyQueryTo, copyTableTo } from './postgres/copy-sql.ts'
+import { type CopyFormat, copyQueryTo, copyTableTo, withLiterals } from './postgres/copy-sql.ts'
 import { CopyOut } from './postgres/copy-statement.ts'
 import {
   type CallOptions,
@@ -732,12 +732,20 @@ class OpenDatabase<DB> implements Database<DB> {
     const format = { ...options, format: options.format ?? 'text' } as const
     const isTable = typeof source === 'string'
     const read = this.#compile(isTable ? this.db.selectFrom(source as never).selectAll() : source)
-    const copy = isTable ? copyTableTo(source, columns, format) : copyQueryTo(read, format)
-    // Repeated as what it reads.
-    const query = { ...read, sql: copy.compile(this.db).sql, parameters: [] }
+    const copyOf = (text: string): string =>
+      (isTable ? copyTableTo(source, columns, format) : copyQueryTo(text, format)).compile(this.db).sql
+    // Repeated as what it reads, and told with its placeholders.
+    const query = { ...read, sql: copyOf(read.sql), parameters: [] }
+    const sent = copyOf(withLiterals(read))
     // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
     const place = { scope: this.#transactions.current, origin: callSiteAbove(this.copy.to) }
-    const reader = new ChunkReader<Buffer>(this.#engine, query, options, place, (...request) => new CopyOut(...request))
+    const reader = new ChunkReader<Buffer>(
+      this.#engine,
+      query,
+      options,
+      place,
+      (request, _limit, pieces) => new CopyOut(request, pieces, sent),
+    )
     return new CopyReaderStream(reader, onProgress)
   }
 

@@ -69,7 +69,8 @@ export class RowFeed implements CopyFeed {
   /** In another order they are the same columns. */
   #compare(row: object): void {
     const given = Object.entries(row).filter(([, value]) => value !== undefined)
-    const missing = this.#columns.find((column) => (row as Record<string, unknown>)[column] === undefined)
+    // What every object inherits, such as `constructor`, is no value of a row.
+    const missing = this.#columns.find((column) => given.every(([name]) => name !== column))
     if (missing !== undefined) {
       throw this.#refused(`has no ${missing}. All rows of a copy have the same columns; write others by insertMany`)
     }
@@ -107,7 +108,8 @@ export class ByteFeed implements CopyFeed {
     }
     const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
     if (this.#size === 0 && bytes.length >= pieceSize) return bytes
-    this.#crumbs.push(bytes)
+    // A copy: its source may use the same memory for the next.
+    this.#crumbs.push(typeof chunk === 'string' ? bytes : Buffer.from(bytes))
     this.#size += bytes.length
     return this.#size < pieceSize ? undefined : this.rest()
   }

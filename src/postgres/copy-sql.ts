@@ -37,9 +37,13 @@ export function copyTableTo(
   return sql`copy ${sql.table(table)}${columnList(columns)} to stdout${formatOptions(format)}`
 }
 
-/** `COPY … TO STDOUT` of a query. COPY takes no parameters, so the values stand in the text, as literals of no type yet. */
-export function copyQueryTo({ query, queryId }: CompiledQuery, format: CopyFormat): RawBuilder<unknown> {
-  const text = new LiteralCompiler().compileQuery(query, queryId).sql
+/** A query with its values in its text, as literals of no type yet: COPY takes no parameters. */
+export function withLiterals({ query, queryId }: CompiledQuery): string {
+  return new LiteralCompiler().compileQuery(query, queryId).sql
+}
+
+/** `COPY … TO STDOUT` of a query. */
+export function copyQueryTo(text: string, format: CopyFormat): RawBuilder<unknown> {
   // A comment at its end goes to the end of its line.
   return sql`copy (${sql.raw(text)}\n) to stdout${formatOptions(format)}`
 }

@@ -1,4 +1,5 @@
-import { Portal } from './portal.ts'
+import { Portal, type PortalReader } from './portal.ts'
+import type { PreparedStatements } from './prepared-statements.ts'
 import { copyDataCode, type RowTaker } from './row-reader.ts'
 import { Statement, type StatementRequest } from './statement.ts'
 import { type DriverConnection, type Wire, wireOf } from './wire.ts'
@@ -139,11 +140,18 @@ const pieceSize = 262_144
 
 /** `COPY … TO STDOUT`: gives its bytes in large pieces, and leaves the rest in the socket while nobody wants more. */
 export class CopyOut extends Portal<Buffer> {
+  private readonly sent: string
   private stream: DriverConnection['stream'] | undefined
   private piece = Buffer.alloc(0)
   private filled = 0
   private taken = 0
   private isFlushing = false
+
+  /** `sent` is the statement with its values, which are nobody else's to see. */
+  constructor(request: StatementRequest, reader: PortalReader<Buffer>, sent: string) {
+    super(request, 0, reader)
+    this.sent = sent
+  }
 
   override get remedy(): string {
     return 'Make the query faster, or raise chunkTimeoutMs or queryTimeoutMs.'
@@ -173,6 +181,13 @@ export class CopyOut extends Portal<Buffer> {
     this.stream?.resume?.()
     if (this.found.length > 0) this.giveFound()
     else if (this.filled > 0) this.flushSoon()
+  }
+
+  protected override write(prepared: PreparedStatements, wire: Wire): void {
+    this.writePrefix(prepared, wire)
+    wire.parse('', this.sent)
+    wire.bind('', [])
+    this.writeExecute(prepared, wire)
   }
 
   override takeRow(bytes: Buffer, at: number, end: number): void {

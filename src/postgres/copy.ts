@@ -112,8 +112,8 @@ export class CopyWrite {
       return { feed: new ByteFeed(), query: copyFrom(this.#table, given, this.#options as CopyFormat) }
     }
     const first = await source.peek()
-    if (first === undefined) return undefined
-    const columns = given ?? columnsOf(first)
+    if (first.done === true) return undefined
+    const columns = given ?? columnsOf(first.value)
     const types = await this.#readTypes(columns)
     return { feed: new RowFeed(columns, types), query: copyFrom(this.#table, columns) }
   }

@@ -47,11 +47,10 @@ export class SourceReader<Item> {
     if (isReadOnce) readOnce.add(source)
   }
 
-  /** The first item, which {@link read} gives too; undefined when there is none. */
-  async peek(): Promise<Item | undefined> {
+  /** The first item, which {@link read} gives too. */
+  peek(): Promise<IteratorResult<Item>> {
     this.#peeked = Promise.resolve(this.#next())
-    const { value } = await this.#peeked
-    return value
+    return this.#peeked
   }
 
   /**
@@ -74,8 +73,10 @@ export class SourceReader<Item> {
         const taken = take(next.value)
         if (taken !== undefined) await taken
       }
-    } finally {
-      await this.close()
+    } catch (error) {
+      // Its own end is not waited for: it may hang, and the failure is to be told now.
+      void this.close().catch(() => undefined)
+      throw error
     }
   }
 

@@ -308,9 +308,10 @@ export class ChunkReader<Row> implements PortalReader<Row>, SessionStream {
     if (this.#isClosed || this.#isReported) return
     this.#chunks.length = 0
     this.onStop?.()
+    // First: whoever stops what runs on the connection would give it a reason of its own.
+    this.#freeHost()
     if (this.#portal === undefined) this.#failure = reason
     else this.#portal.abandon(reason)
-    this.#freeHost()
   }
 
   async #wait(): Promise<void> {

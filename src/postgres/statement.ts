@@ -126,8 +126,7 @@ export class Statement<Row = unknown> {
 
   /** Writes it by the extended protocol. What cannot be sent fails at its end. */
   protected write(prepared: PreparedStatements, wire: Wire): void {
-    this.epoch = prepared.epoch
-    for (const command of this.prefix) this.#writeCommand(prepared, wire, command)
+    this.writePrefix(prepared, wire)
     const { text } = this
     if (prepared.has(text)) this.shape = prepared.shapeOf(text)
     try {
@@ -139,6 +138,11 @@ export class Statement<Row = unknown> {
     }
     if (this.shape === undefined) wire.describe()
     this.writeExecute(prepared, wire)
+  }
+
+  protected writePrefix(prepared: PreparedStatements, wire: Wire): void {
+    this.epoch = prepared.epoch
+    for (const command of this.prefix) this.#writeCommand(prepared, wire, command)
   }
 
   protected writeExecute(prepared: PreparedStatements, wire: Wire): void {

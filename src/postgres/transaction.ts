@@ -430,7 +430,13 @@ export class Scope implements StatementTarget {
     )
   }
 
+  /** Ended, or part of one that has ended: the connection is somebody else's. */
+  get #isOver(): boolean {
+    return this.#hasEnded || (this.parent !== undefined && this.parent.#isOver)
+  }
+
   async commit(): Promise<void> {
+    if (this.#isOver) this.#assertOpen('The end of a nested transaction')
     if (this.session.stream) this.#assertUsable('The end of a transaction')
     if (this.#failure) {
       throw new TransactionError(
@@ -453,7 +459,7 @@ export class Scope implements StatementTarget {
   async rollback(): Promise<void> {
     if (this.#hasEnded) return
     this.#hasEnded = true
-    if (!this.#hasBegun) return
+    if (!this.#hasBegun || (this.parent !== undefined && this.parent.#isOver)) return
     const isGone = this.#failure !== undefined && isConnectionGone(this.#failure)
     if (isGone || !(await this.session.interrupt())) return this.session.discard()
     const commands =
@@ -597,7 +603,7 @@ export class Scope implements StatementTarget {
   }
 
   #assertOpen(what: string, sql?: string): void {
-    if (this.#hasEnded) {
+    if (this.#isOver) {
       throw new TransactionError(
         'TRANSACTION_MISUSE',
         `${what} came after its transaction had ended. Await everything inside the transaction's function.`,

@@ -186,6 +186,19 @@ describe('bytes into a table', () => {
     }
   })
 
+  test('may come in a buffer that their source uses again', async () => {
+    await using database = await open()
+    const reused = Buffer.alloc(6)
+    const source = function* () {
+      for (let n = 0; n < 5; n += 1) {
+        reused.write(`${n},b,\n`.padStart(6))
+        yield reused
+      }
+    }
+    await database.copy.from('keyed', source(), { format: 'csv' })
+    expect(await database.query(sql`select a from keyed order by a`)).toEqual([0, 1, 2, 3, 4].map((a) => ({ a })))
+  })
+
   test('may be strings, and one very large piece', async () => {
     await using database = await open()
     const lines = Array.from({ length: 200_000 }, (_, n) => `${n},b,\n`)
@@ -360,6 +373,49 @@ describe('a copy into a table that fails', () => {
     expect(await count(database)).toBe(0)
     expect(await database.queryValue(sql`select pg_backend_pid()`)).toBe(pid)
     expect(database.stats().pool.holders).toEqual([])
+  })
+
+  test('is told although its source does not end', async () => {
+    await using database = await open(one)
+    const clinging = async function* () {
+      try {
+        yield { name: 'a', note: 'x' }
+        yield { name: 'b' }
+      } finally {
+        await new Promise(() => undefined)
+      }
+    }
+    await expect(database.copy.from('things', clinging() as never)).rejects.toThrow('Row 2 has no note')
+    await expect(database.insertMany('things', [undefined] as never)).rejects.toThrow('Row 1 is undefined')
+    await expect(database.copy.from('things', [undefined, { name: 'a' }] as never)).rejects.toThrow('Row 1 is no row')
+    expect(await count(database)).toBe(0)
+  })
+
+  test('after the transaction around it has ended touches nobody else', async () => {
+    await using database = await open(one)
+    const release = Promise.withResolvers<void>()
+    const late = async function* () {
+      await release.promise
+      yield { name: 'late' }
+    }
+    let copying: Promise<unknown> = Promise.resolve()
+    const failed = database.transaction(async () => {
+      await database.query(sql`select 1`)
+      copying = database.copy.from('things', late())
+      copying.catch(() => undefined)
+      throw new Error('no')
+    })
+    await expect(failed).rejects.toThrow('no')
+    await database.transaction(async () => {
+      await database.copy.from('things', named(1))
+      release.resolve()
+      await expect(copying).rejects.toMatchObject({ code: 'TRANSACTION_MISUSE' })
+      await database.copy.from('things', named(1, 1))
+    })
+    expect(await database.query(sql`select name from things order by id`)).toEqual([
+      { name: 'name 0' },
+      { name: 'name 1' },
+    ])
   })
 
   test('in a transaction undoes only itself', async () => {
@@ -590,6 +646,16 @@ describe('out of a table or a query', () => {
       expect(await count(database)).toBe(3)
     })
     expect(await count(database)).toBe(3)
+  })
+
+  test('tells its statement with placeholders', async () => {
+    await using database = await open()
+    const texts: string[] = []
+    database.events.on('query', ({ sql: text }) => texts.push(text))
+    const secret = sql`select 1 / (length(${'secret'}) - 6)`
+    const failure = await textOf(database.copy.to(secret)).catch((error: unknown) => error)
+    expect(failure).toMatchObject({ code: 'INVALID_DATA', sql: expect.stringContaining('$1') as string })
+    expect(JSON.stringify([failure, texts])).not.toContain('secret')
   })
 
   test('fails as a stream does', async () => {
