@@ -6,7 +6,7 @@ import type { TestProject } from 'vitest/node'
 import { resolveConfig } from '../../src/core/config.ts'
 import { openSource } from '../../src/postgres/source.ts'
 import { Migrator } from '../../src/schema/migrator.ts'
-import { findServers } from './run-servers.ts'
+import { findServers, providePgBouncer } from './run-servers.ts'
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -20,6 +20,7 @@ declare module 'vitest' {
 
 /** Called by vitest; what it returns undoes it. */
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
+  providePgBouncer()
   const { postgres, redis } = await findServers()
   console.log(`PostgreSQL: ${postgres.origin}. Redis: ${redis.origin}.`)
   const prefix = `kanta_test_${randomBytes(4).toString('hex')}`

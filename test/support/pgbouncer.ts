@@ -1,7 +1,6 @@
 /** A PgBouncer of our own in front of a test's PostgreSQL, in transaction mode. */
 
-import { execFileSync } from 'node:child_process'
-import { accessSync, constants, existsSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, writeFileSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { Client } from 'pg'
 import { type OwnServer, startServer } from './servers.ts'
@@ -22,7 +21,12 @@ export async function startPgBouncer(
   postgresUrl: string,
   { poolSize = 4, settings = {} }: PgBouncerOptions = {},
 ): Promise<OwnServer> {
-  const binary = findPgBouncer() ?? installPgBouncer()
+  const binary = findPgBouncer()
+  if (binary === undefined) {
+    throw new Error(
+      'This test needs PgBouncer. Install it (Debian: apt-get install pgbouncer; macOS: brew install pgbouncer).',
+    )
+  }
   const postgres = new URL(postgresUrl)
   return startServer({
     name: 'pgbouncer',
@@ -93,28 +97,13 @@ export async function onEachServerConnection<Row extends object>(
   }
 }
 
-function findPgBouncer(): string | undefined {
+/** The program of the first PgBouncer on this machine. */
+export function findPgBouncer(): string | undefined {
   const folders = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/opt/homebrew/bin', '/usr/local/bin']
   return folders
     .filter(Boolean)
     .map((folder) => join(folder, 'pgbouncer'))
     .find(isExecutable)
-}
-
-function installPgBouncer(): string {
-  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) {
-    throw new Error(
-      'These tests need PgBouncer. Install it (Debian: apt-get install pgbouncer; macOS: brew install pgbouncer).',
-    )
-  }
-  console.log('Installing pgbouncer with apt-get, for the tests …')
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-  execFileSync('apt-get', ['update', '-q'], { env, stdio: 'pipe' })
-  execFileSync('apt-get', ['install', '-qy', '--no-install-recommends', 'pgbouncer'], { env, stdio: 'pipe' })
-  const installed = findPgBouncer()
-  if (installed === undefined)
-    throw new Error('apt-get installed pgbouncer, but its program is not where it was looked for.')
-  return installed
 }
 
 function isExecutable(file: string): boolean {

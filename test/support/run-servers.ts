@@ -3,11 +3,12 @@
  * Debian machine where we may, installed ones. Nothing is skipped for want of a server.
  */
 
-import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { request } from 'node:http'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
+import { canInstall, installPackages } from './packages.ts'
+import { findPgBouncer } from './pgbouncer.ts'
 import { findPostgres, findRedis, startPostgres, startRedis } from './servers.ts'
 
 /** A server that the run may use. */
@@ -23,6 +24,16 @@ interface RunServer {
 export interface RunServers {
   readonly postgres: RunServer
   readonly redis: RunServer
+}
+
+/** PgBouncer, which the tests that need it start themselves; where it cannot be had, they say so. */
+export function providePgBouncer(): void {
+  if (findPgBouncer() !== undefined || !canInstall()) return
+  try {
+    installPackages(['pgbouncer'])
+  } catch (error) {
+    console.warn(`apt-get could not install pgbouncer: ${String(error)}`)
+  }
 }
 
 /** Finds or starts both, or rejects with one message that says what to do. */
@@ -134,7 +145,7 @@ async function pingDocker(target: string): Promise<boolean> {
 
 function install(packages: readonly string[]): void {
   const names = packages.join(' and ')
-  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) {
+  if (!canInstall()) {
     throw new Error(
       [
         `The tests need ${names}, and neither a server nor Docker was found. Do one of these and run again:`,
@@ -144,11 +155,8 @@ function install(packages: readonly string[]): void {
       ].join('\n'),
     )
   }
-  console.log(`Installing ${names} with apt-get, for the tests …`)
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
   try {
-    execFileSync('apt-get', ['update', '-q'], { env, stdio: 'pipe' })
-    execFileSync('apt-get', ['install', '-qy', '--no-install-recommends', ...packages], { env, stdio: 'pipe' })
+    installPackages(packages)
   } catch (error) {
     throw new Error(`apt-get could not install ${names}; set TEST_DATABASE_URL and TEST_REDIS_URL instead.`, {
       cause: error,
