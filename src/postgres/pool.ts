@@ -77,6 +77,20 @@ export interface PoolObserver {
   onAcquire(waitedMs: number): void
 }
 
+/** A server that takes no connections is asked again after this long, and after twice as long each time, … */
+const firstPauseMs = 20
+/** … up to this: no storm for the server, and no long wait once it is back. */
+const longestPauseMs = 250
+
+/** What is known of a server that took no connection when it was last asked. */
+interface Reluctance {
+  /** How often in a row. */
+  readonly times: number
+  readonly cause: unknown
+  /** When it may be asked again, as `performance.now()`. */
+  readonly until: number
+}
+
 /**
  * The exclusive connections to one PostgreSQL. It survives backends that die (a dead idle connection is dropped, never
  * handed out), hands neither an open transaction nor a running statement to the next borrower, bounds how long and how
@@ -93,6 +107,8 @@ export class Pool {
   readonly #sessions = new Set<Session>()
   readonly #waiters = new Set<Waiter>()
   #opening = 0
+  #reluctance: Reluctance | undefined
+  #asking: NodeJS.Timeout | undefined
   readonly #connecting = new AbortController()
   /** Farewells under way. */
   readonly #ending = new Set<Promise<void>>()
@@ -131,6 +147,7 @@ export class Pool {
     if (session) return Promise.resolve(session)
     const { maxWaiting } = this.#settings
     if (this.#waiters.size >= maxWaiting) return Promise.reject(this.#overloaded(maxWaiting))
+    if (this.#isHopeless && this.#pauseMs() > 0) return Promise.reject(this.#unconnected(this.#reluctance?.cause))
     return new Promise((resolve, reject) => this.#wait(request, resolve, reject))
   }
 
@@ -203,9 +220,31 @@ export class Pool {
     this.#openForWaiters()
   }
 
-  /** Opens as many connections as there are callers without one, within the limit. */
+  /** Opens as many connections as there are callers without one, within the limit; one where the last could not be. */
   #openForWaiters(): void {
-    while (this.#opening < this.#waiters.size && this.#sessions.size + this.#opening < this.#max) void this.#open()
+    const most = this.#reluctance === undefined ? this.#waiters.size : Math.min(this.#waiters.size, 1)
+    if (this.#opening >= most) return
+    const pauseMs = this.#pauseMs()
+    if (pauseMs > 0) return this.#openLater(pauseMs)
+    while (this.#opening < most && this.#sessions.size + this.#opening < this.#max) void this.#open()
+  }
+
+  /** A waiter may have been promised a connection that somebody gives back, or else the next attempt. */
+  #openLater(pauseMs: number): void {
+    this.#asking ??= setTimeout(() => {
+      this.#asking = undefined
+      this.#openForWaiters()
+    }, pauseMs).unref()
+  }
+
+  /** How long the server is left alone yet. */
+  #pauseMs(): number {
+    return this.#reluctance === undefined ? 0 : this.#reluctance.until - performance.now()
+  }
+
+  /** Nothing can come back, nothing is on its way, and it was no accident. */
+  get #isHopeless(): boolean {
+    return this.#sessions.size === 0 && this.#opening === 0 && (this.#reluctance?.times ?? 0) > 1
   }
 
   async #open(): Promise<void> {
@@ -213,6 +252,7 @@ export class Pool {
     try {
       const client = await this.source.connect({ signal: this.#connecting.signal })
       this.#opening -= 1
+      this.#reluctance = undefined
       const channel = new Channel(client, this.#prepared, () => session.died())
       const session = new Session(channel, this.#settings, this.source, this.#observer, {
         free: (freed) => this.#offer(freed),
@@ -222,12 +262,28 @@ export class Pool {
       this.#offer(session)
     } catch (error) {
       this.#opening -= 1
-      // One failed attempt answers one caller: each learns of its own failure, and an outage does not fan out.
+      this.#noteReluctance(error)
+      // One failed attempt answers one caller, so that an accident does not fan out.
       const [waiter] = this.#waiters
-      waiter?.settle(toDatabaseError(error, { phase: 'connect', target: this.source.description }))
+      waiter?.settle(this.#unconnected(error))
+      if (this.#isHopeless) for (const other of [...this.#waiters]) other.settle(this.#unconnected(error))
       this.#openForWaiters()
       this.#checkEmpty()
     }
+  }
+
+  #noteReluctance(cause: unknown): void {
+    const now = performance.now()
+    const { times = 0, until = 0 } = this.#reluctance ?? {}
+    // Attempts that ran side by side are one.
+    if (now < until) return
+    const pauseMs = Math.min(firstPauseMs * 2 ** times, longestPauseMs)
+    this.#reluctance = { times: times + 1, cause, until: now + pauseMs * (0.5 + Math.random() / 2) }
+  }
+
+  /** For each caller one of its own. */
+  #unconnected(cause: unknown): DatabaseError {
+    return toDatabaseError(cause, { phase: 'connect', target: this.source.description })
   }
 
   #offer(session: Session): void {
@@ -248,7 +304,7 @@ export class Pool {
     if (this.#closing) return
     this.#openForWaiters()
     // One for one: an outage does not become a storm of attempts.
-    if (this.#sessions.size + this.#opening < this.#settings.min) void this.#open()
+    if (this.#sessions.size + this.#opening < this.#settings.min && this.#pauseMs() <= 0) void this.#open()
   }
 
   /** One timer for all idle connections, none while there are none. */
@@ -273,6 +329,7 @@ export class Pool {
 
   async #close(): Promise<void> {
     clearTimeout(this.#sweeper)
+    clearTimeout(this.#asking)
     for (const waiter of [...this.#waiters]) waiter.settle(closed())
     for (const session of [...this.#idle]) this.#drop(session)
     this.#connecting.abort()
@@ -312,6 +369,7 @@ export class Pool {
 
   /** Either all connections were in use, or the server did not open another: that is a failure of the server. */
   #waitedInVain(limitMs: number): DatabaseError {
+    if (this.#reluctance && this.#sessions.size === 0) return this.#unconnected(this.#reluctance.cause)
     if (this.#opening === 0 || this.#sessions.size >= this.#max) return this.#shortage(limitMs)
     return new ConnectionError(
       'CONNECTION_FAILED',
@@ -324,9 +382,10 @@ export class Pool {
     return new TimeoutError(
       'POOL_TIMEOUT',
       `No connection to ${this.source.description} became free within ${limitMs} ms: ${this.#sessions.size} of ${this.#max} are ` +
-        `in use, ${this.#opening} are being opened, ${this.#waiters.size} more callers wait.${this.#describeHolders()} ` +
+        `in use, ${this.#opening} are being opened, ${this.#waiters.size} more callers wait.${this.#describeHolders()}` +
+        `${this.#reluctance ? ` The server takes no more now (${this.#unconnected(this.#reluctance.cause).code}).` : ''} ` +
         'Raise pool.max or pool.acquireTimeoutMs, shorten transactions, or give back what is not needed.',
-      { limitMs },
+      { limitMs, cause: this.#reluctance?.cause },
     )
   }
 
