@@ -64,7 +64,7 @@ import {
 import { callSiteAbove, describeHolder, type PoolStats } from './postgres/pool.ts'
 import { type Parameters, type PreparedQuery, prepareQuery } from './postgres/prepared-query.ts'
 import { commitToken, Replicas, type ReplicaStats } from './postgres/replicas.ts'
-import { type RowSource, SourceReader, withSource } from './postgres/row-source.ts'
+import { type Reading, type RowSource, SourceReader, withSource } from './postgres/row-source.ts'
 import { ChunkReader, type RowStream, type StreamOptions } from './postgres/row-stream.ts'
 import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
@@ -702,6 +702,7 @@ class OpenDatabase<DB> implements Database<DB> {
       nameOf: (identifier: RawBuilder<unknown>) => identifier.compile(this.db).sql,
       transaction: <T>(work: () => Promise<T>, repeatable: boolean) =>
         this.transaction(work, repeatable ? {} : { attempts: 1 }),
+      reading: (signal: AbortSignal | undefined) => this.#reading(signal),
     }
     return (await withSource(rows, () => new BulkWrite(runner, command, options).write(rows))) as BulkResult<never>
   }
@@ -722,10 +723,17 @@ class OpenDatabase<DB> implements Database<DB> {
         compile: (query: RawBuilder<unknown>) => query.compile(this.db),
       }
       const noun = options.format === undefined ? 'row' : 'chunk'
-      return new CopyWrite(runner, table, options).write(new SourceReader(source, noun, inCallersContext))
+      const reading = { ...this.#reading(options.signal), noun, run: inCallersContext }
+      return new CopyWrite(runner, table, options).write(new SourceReader(source, reading))
     }
     const once = !Array.isArray(source) && { attempts: 1 }
     return withSource(source, () => this.transaction(work, { signal: options.signal, ...once }))
+  }
+
+  /** What is read for a transaction is no longer wanted when that has lost its connection. */
+  #reading(signal: AbortSignal | undefined): Reading {
+    const scope = this.#transactions.current
+    return { signal, onLost: scope && ((listener) => scope.onLost(listener)) }
   }
 
   #copyTo(source: Runnable<unknown> | string, { columns, onProgress, ...options }: CopyToOptions): CopyStream {

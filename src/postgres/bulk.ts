@@ -3,7 +3,7 @@ import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { askColumnTypes, type ColumnType, columnText, hasColumns } from './column-values.ts'
 import type { CallOptions } from './engine.ts'
-import { Refusal, type RowSource, SourceReader } from './row-source.ts'
+import { type Reading, Refusal, type RowSource, SourceReader } from './row-source.ts'
 
 /** How many rows are written, and what becomes of the others when one cannot be. */
 export interface BulkOptions<Column extends string = never> extends Omit<CallOptions, 'replica'> {
@@ -16,8 +16,8 @@ export interface BulkOptions<Column extends string = never> extends Omit<CallOpt
    * `rowsWritten` says how many rows are there. @default true
    */
   readonly atomic?: boolean | undefined
-  /** Hears of each statement that has been done. */
-  readonly onProgress?: ((progress: BulkProgress) => void) | undefined
+  /** Hears of each statement that has been done, and is waited for. */
+  readonly onProgress?: ((progress: BulkProgress) => unknown) | undefined
 }
 
 /** How far it is. */
@@ -49,6 +49,8 @@ export interface BulkRunner {
   nameOf(identifier: RawBuilder<unknown>): string
   /** `repeatable`: the work can be done again from its beginning. */
   transaction<T>(work: () => Promise<T>, repeatable: boolean): Promise<T>
+  /** How the source is read in the present transaction, or outside of one. */
+  reading(signal: AbortSignal | undefined): Reading
 }
 
 /** What is needed of the result of a statement. */
@@ -188,14 +190,23 @@ export class BulkWrite {
   }
 
   async #readAll(source: RowSource<object>): Promise<void> {
-    await new SourceReader(source).read((row) => {
-      this.#add(row)
+    const reader = new SourceReader(source, this.#runner.reading(this.#options.signal))
+    await reader.read((row) => {
+      this.#addWhole(row)
       return this.#pendingRows >= this.#chunkRows || this.#pendingBytes >= chunkBytes ? this.#send() : undefined
     })
   }
 
-  #add(row: object): void {
+  #addWhole(row: object): void {
     this.#read += 1
+    try {
+      this.#add(row)
+    } catch (error) {
+      throw error instanceof RangeError ? this.#refused('is too long to be sent', error) : error
+    }
+  }
+
+  #add(row: object): void {
     if (typeof row !== 'object' || row === null) throw this.#refused(`is ${row === null ? 'null' : typeof row}`)
     const pending = this.#pendingFor(row)
     const { columns, types, literals } = pending
@@ -274,13 +285,14 @@ export class BulkWrite {
       const { rows, numAffectedRows } = await this.#runner.run(statement, call)
       this.#count += Number(numAffectedRows ?? 0)
       if (returning !== undefined) this.#rows = this.#rows.concat(rows)
-      onProgress?.({ rows: this.#count })
+      await onProgress?.({ rows: this.#count })
     }
   }
 
   async #readTypes(): Promise<ReadonlyMap<string, ColumnType>> {
     const table = this.#runner.nameOf(sql.table(this.#command.table))
-    const { rows } = await this.#runner.run(askColumnTypes(table), {})
+    const { timeoutMs, signal } = this.#options
+    const { rows } = await this.#runner.run(askColumnTypes(table), { timeoutMs, signal })
     return new Map((rows as unknown as ColumnType[]).map((column) => [column.name, column]))
   }
 

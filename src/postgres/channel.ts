@@ -81,6 +81,13 @@ export class Channel {
     return new Promise((resolve) => this.#onIdle.push(resolve))
   }
 
+  /** Calls when it has ended, by whatever; gives what takes that back. */
+  onEnd(listener: (reason: unknown) => void): () => void {
+    const tell = (): void => listener(this.#reasonOfUnsent())
+    this.client.once('end', tell)
+    return () => this.client.off('end', tell)
+  }
+
   /** Ends it politely, or by cutting the socket. What is in flight fails. */
   end(): Promise<void> {
     this.#isOpen = false

@@ -42,13 +42,18 @@ export function columnText(column: string, { json, instant }: ColumnType, value:
   let text: string | null
   try {
     // A string is JSON already, as in a parameter; an array would be one of the server's.
-    text = json && typeof value === 'object' && value !== null ? JSON.stringify(value) : textOf(value)
+    text = json && typeof value === 'object' && value !== null ? jsonOf(value) : textOf(value)
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : 'it cannot be converted'
     throw new Error(`has a value in ${column} that cannot be sent: ${reason}`, { cause })
   }
   if (text?.includes('\0')) throw new Error(`has a NUL character in ${column}, which PostgreSQL cannot store`)
   return text
+}
+
+/** As null what has no JSON, as `pg` sends it. */
+function jsonOf(value: object): string | null {
+  return (JSON.stringify(value) as string | undefined) ?? null
 }
 
 /** Whether a row has these columns, in this order, and no others. */

@@ -34,17 +34,26 @@ export class RowFeed implements CopyFeed {
     if (typeof row !== 'object' || row === null) throw this.#refused(`is ${row === null ? 'null' : typeof row}`)
     const columns = this.#columns
     if (!hasColumns(row, columns)) this.#compare(row)
+    try {
+      return this.#write(this.#lineOf(row))
+    } catch (error) {
+      throw error instanceof RangeError ? this.#refused('is too long to be sent', error) : error
+    }
+  }
+
+  rest(): Uint8Array {
+    return this.#take()
+  }
+
+  #lineOf(row: object): string {
+    const columns = this.#columns
     let line = ''
     for (let index = 0; index < columns.length; index += 1) {
       const column = columns[index] as string
       const text = this.#encode(column, this.#types[index] as ColumnType, (row as Record<string, unknown>)[column])
       line += (index === 0 ? '' : '\t') + (text === null ? '\\N' : escaped(text))
     }
-    return this.#write(`${line}\n`)
-  }
-
-  rest(): Uint8Array {
-    return this.#take()
+    return `${line}\n`
   }
 
   /** Gives what was there when there is no room for it as well. */
@@ -94,9 +103,17 @@ export class RowFeed implements CopyFeed {
 
 /** Bytes as they are; what comes in crumbs is gathered. */
 export class ByteFeed implements CopyFeed {
+  readonly #encoding: string | undefined
   #chunks = 0
   #crumbs: Uint8Array[] = []
   #size = 0
+  /** The first half of a character whose other half begins the next string. */
+  #half = ''
+
+  /** `encoding` is what the server takes the bytes for. */
+  constructor(encoding?: string) {
+    this.#encoding = encoding
+  }
 
   add(chunk: unknown): Uint8Array | undefined {
     this.#chunks += 1
@@ -106,21 +123,54 @@ export class ByteFeed implements CopyFeed {
         `Chunk ${this.#chunks} is neither a string nor bytes. To copy rows, leave format out.`,
       )
     }
-    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
-    if (this.#size === 0 && bytes.length >= pieceSize) return bytes
+    if (typeof chunk !== 'string') this.#pushHalf()
+    const bytes = typeof chunk === 'string' ? this.#encode(chunk) : chunk
+    if (this.#size === 0 && this.#half === '' && bytes.length >= pieceSize) return bytes
     // A copy: its source may use the same memory for the next.
-    this.#crumbs.push(typeof chunk === 'string' ? bytes : Buffer.from(bytes))
-    this.#size += bytes.length
-    return this.#size < pieceSize ? undefined : this.rest()
+    this.#push(typeof chunk === 'string' ? bytes : Buffer.from(bytes))
+    return this.#size < pieceSize ? undefined : this.#take()
   }
 
   rest(): Uint8Array {
+    this.#pushHalf()
+    return this.#take()
+  }
+
+  #encode(chunk: string): Uint8Array {
+    if (this.#encoding !== undefined && !utf8.test(this.#encoding)) {
+      throw new Refusal(
+        'INVALID_ARGUMENT',
+        `Chunk ${this.#chunks} is a string, whose bytes would not be ${this.#encoding}. Give bytes, or leave encoding out.`,
+      )
+    }
+    const text = this.#half + chunk
+    const isCut = firstHalf.test(text)
+    this.#half = isCut ? text.slice(-1) : ''
+    return Buffer.from(isCut ? text.slice(0, -1) : text)
+  }
+
+  #push(bytes: Uint8Array): void {
+    this.#crumbs.push(bytes)
+    this.#size += bytes.length
+  }
+
+  /** Its other half has not come: it is no character, and is written as such. */
+  #pushHalf(): void {
+    if (this.#half !== '') this.#push(Buffer.from(this.#half))
+    this.#half = ''
+  }
+
+  #take(): Uint8Array {
     const bytes = Buffer.concat(this.#crumbs, this.#size)
     this.#crumbs = []
     this.#size = 0
     return bytes
   }
 }
+
+/** The names that PostgreSQL has for it. */
+const utf8 = /^(?:utf[-_ ]?8|unicode)$/i
+const firstHalf = /[\uD800-\uDBFF]$/
 
 const special = /[\\\b\f\n\r\t\v]/
 const allSpecial = /[\\\b\f\n\r\t\v]/g

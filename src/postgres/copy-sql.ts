@@ -44,8 +44,8 @@ export function withLiterals({ query, queryId }: CompiledQuery): string {
 
 /** `COPY … TO STDOUT` of a query. */
 export function copyQueryTo(text: string, format: CopyFormat): RawBuilder<unknown> {
-  // A comment at its end goes to the end of its line.
-  return sql`copy (${sql.raw(text)}\n) to stdout${formatOptions(format)}`
+  // A comment at its end goes to the end of its line, and what ends a statement may not stand inside one.
+  return sql`copy (${sql.raw(text.replace(/[;\s]+$/, ''))}\n) to stdout${formatOptions(format)}`
 }
 
 class LiteralCompiler extends PostgresQueryCompiler {

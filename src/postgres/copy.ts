@@ -1,4 +1,3 @@
-import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type CompiledQuery, type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { askColumnTypes, type ColumnType } from './column-values.ts'
@@ -32,8 +31,8 @@ export interface CopyFromOptions<Column extends string = string> {
   readonly timeoutMs?: number | false | undefined
   /** Ends it with its reason, and nothing is written. */
   readonly signal?: AbortSignal | undefined
-  /** Hears of each piece of some 64 KB that was handed over. What it throws ends the copy, and nothing is written. */
-  readonly onProgress?: ((progress: CopyProgress) => void) | undefined
+  /** Hears of each piece of some 64 KB that was handed over, and is waited for. Its failure ends the copy; nothing is written. */
+  readonly onProgress?: ((progress: CopyProgress) => unknown) | undefined
 }
 
 /** How bytes are copied into a table. */
@@ -44,8 +43,8 @@ export interface CopyToOptions<Column extends string = string>
   extends Omit<StreamOptions, 'chunkSize'>, Partial<CopyFormat> {
   /** Of a table. @default all that are not generated, in their order */
   readonly columns?: readonly Column[] | undefined
-  /** Hears of each piece before it is given. What it throws ends the copy. */
-  readonly onProgress?: ((progress: CopyProgress) => void) | undefined
+  /** Hears of each piece before it is given, and is waited for. Its failure ends the copy. */
+  readonly onProgress?: ((progress: CopyProgress) => unknown) | undefined
 }
 
 /** What was copied into a table. */
@@ -71,8 +70,6 @@ export interface CopyRunner {
 
 // A write that waits for the server is given up with it; a long piece in several, so that each has its own time.
 const writeSize = 65_536
-// A source that is always ready must not keep everybody else in the process waiting.
-const turnMs = 10
 
 /** Copies rows or bytes into a table, in a transaction. */
 export class CopyWrite {
@@ -81,7 +78,6 @@ export class CopyWrite {
   readonly #options: CopyFromOptions & Partial<CopyFormat>
   readonly #stream = { sql: '', stop: (): void => undefined }
   #bytes = 0
-  #turnBegan = 0
 
   constructor(runner: CopyRunner, table: string, options: CopyFromOptions & Partial<CopyFormat>) {
     this.#runner = runner
@@ -91,17 +87,14 @@ export class CopyWrite {
 
   /** Reads the source to its end. All that it gives is written, or nothing. */
   async write(source: SourceReader<unknown>): Promise<CopyResult> {
-    // One that hangs is not waited for. The rest of giving up is the transaction's.
-    const close = (): void => void source.close().catch(() => undefined)
-    this.#options.signal?.addEventListener('abort', close, { once: true })
     try {
       const feeding = await this.#openFeed(source)
       return { count: feeding === undefined ? 0 : await this.#writeAll(source, feeding) }
     } catch (error) {
       throw error instanceof Refusal ? error.toError(`copy into ${this.#table}`) : error
     } finally {
-      this.#options.signal?.removeEventListener('abort', close)
-      close()
+      // One that hangs is not waited for.
+      void source.close().catch(() => undefined)
     }
   }
 
@@ -109,7 +102,10 @@ export class CopyWrite {
   async #openFeed(source: SourceReader<unknown>): Promise<Feeding | undefined> {
     const { format, columns: given } = this.#options
     if (format !== undefined) {
-      return { feed: new ByteFeed(), query: copyFrom(this.#table, given, this.#options as CopyFormat) }
+      return {
+        feed: new ByteFeed(this.#options.encoding),
+        query: copyFrom(this.#table, given, this.#options as CopyFormat),
+      }
     }
     const first = await source.peek()
     if (first.done === true) return undefined
@@ -120,7 +116,8 @@ export class CopyWrite {
 
   async #readTypes(columns: readonly string[]): Promise<readonly ColumnType[]> {
     const runner = this.#runner
-    const { rows } = await runner.run(askColumnTypes(runner.compile(sql.table(this.#table)).sql), {})
+    const { timeoutMs } = this.#options
+    const { rows } = await runner.run(askColumnTypes(runner.compile(sql.table(this.#table)).sql), { timeoutMs })
     const types = new Map((rows as ColumnType[]).map((type) => [type.name, type]))
     return columns.map((column) => {
       const type = types.get(runner.compile(sql.id(column)).sql)
@@ -166,7 +163,6 @@ export class CopyWrite {
 
   async #pump(copy: CopyIn, source: SourceReader<unknown>, feed: CopyFeed): Promise<void> {
     await copy.opened
-    this.#turnBegan = performance.now()
     await source.read((item) => {
       const bytes = feed.add(item)
       return bytes && this.#send(copy, bytes, feed)
@@ -184,10 +180,7 @@ export class CopyWrite {
       session.noteUse()
       this.#bytes += piece.length
     }
-    this.#options.onProgress?.({ bytes: this.#bytes, rows: feed.rows })
-    if (performance.now() - this.#turnBegan < turnMs) return
-    await nextTurn()
-    this.#turnBegan = performance.now()
+    await this.#options.onProgress?.({ bytes: this.#bytes, rows: feed.rows })
   }
 
   #explained(copy: CopyIn, cause: unknown, text: string): unknown {
@@ -216,12 +209,12 @@ export class CopyReaderStream extends ReaderStream<Buffer> implements CopyStream
 
   constructor(reader: ChunkReader<Buffer>, onProgress: CopyToOptions['onProgress']) {
     let bytes = 0
-    const tell = (pieces: Buffer[]): Promise<Buffer[]> => {
+    const tell = async (pieces: Buffer[]): Promise<Buffer[]> => {
       for (const piece of pieces) bytes += piece.length
-      onProgress?.({ bytes, rows: reader.rowCount })
-      return Promise.resolve(pieces)
+      await onProgress?.({ bytes, rows: reader.rowCount })
+      return pieces
     }
-    super(reader, onProgress && ((pieces) => tell(pieces)))
+    super(reader, onProgress && tell)
     this.#reader = reader
   }
 

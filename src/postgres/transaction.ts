@@ -471,6 +471,12 @@ export class Scope implements StatementTarget {
     }
   }
 
+  /** Calls when its connection is gone, for who waits for something else; gives what takes that back. */
+  onLost(listener: (error: DatabaseError) => void): () => void {
+    const target = this.#engine.source.description
+    return this.session.channel.onEnd((cause) => listener(toDatabaseError(cause, { inTransaction: true, target })))
+  }
+
   /** Nothing can be done in it any more. */
   end(): void {
     this.#hasEnded = true

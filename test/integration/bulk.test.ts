@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import * as fc from 'fast-check'
 import { CamelCasePlugin, type Generated, sql } from 'kysely'
 import { describe, expect, test } from 'vitest'
@@ -174,6 +175,33 @@ describe('insertMany', () => {
     })
     await expect(stopping).rejects.toThrow('enough')
     expect(await count(database)).toBe(0)
+  })
+
+  test('a signal stops it although its source waits, and closes that', async () => {
+    await using database = await open()
+    for (const atomic of [true, false]) {
+      for (const rows of [0, 7]) {
+        const stop = new AbortController()
+        const waiting = Promise.withResolvers<void>()
+        const source = new Readable({ objectMode: true, read: () => waiting.resolve() })
+        for (const row of named(rows)) source.push(row)
+        const stopping = database.insertMany('things', source, { atomic, signal: stop.signal })
+        const failing = expect(stopping).rejects.toThrow('enough')
+        await waiting.promise
+        stop.abort(new Error('enough'))
+        await failing
+        expect(source.destroyed).toBe(true)
+      }
+    }
+    expect(await count(database)).toBe(0)
+  })
+
+  test('an object whose toJSON gives nothing is null, as it is as a parameter', async () => {
+    await using database = await open()
+    const data = { toJSON: () => undefined }
+    await database.insertMany('things', [{ name: 'bulk', data }])
+    await database.copy.from('things', [{ name: 'copy', data }])
+    expect(await database.query(sql`select data from things`)).toEqual([{ data: null }, { data: null }])
   })
 
   test('with a plugin that renames columns, rows have the names of the program', async () => {

@@ -6,8 +6,14 @@ import { PassThrough, Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import * as fc from 'fast-check'
 import { CamelCasePlugin, type Generated, sql } from 'kysely'
-import { describe, expect, test } from 'vitest'
-import { createDatabase, type Database, type PostgresOptions, type QueryEvent } from '../../src/index.ts'
+import { describe, expect, test, vi } from 'vitest'
+import {
+  createDatabase,
+  type Database,
+  type PostgresOptions,
+  type QueryEvent,
+  type RowSource,
+} from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 import { type Fault, type MessagePattern, type Proxy, startProxy } from '../support/proxy.ts'
 import { countOf as count, named, odd, openThings as open, schema, type Tables } from '../support/things.ts'
@@ -224,6 +230,35 @@ describe('bytes into a table', () => {
     expect(seen).toEqual([Buffer.byteLength(lines.join(''))])
   })
 
+  test('may be strings that are cut within a character, but only in the encoding of strings', async () => {
+    await using database = await open()
+    const columns: ('a' | 'b')[] = ['a', 'b']
+    const halves = [
+      '1,\uD83D',
+      '\uDE00',
+      '\n2,',
+      '\uD83D',
+      '',
+      '\uDE00\uD83D',
+      '\uDE00\n3,\uD83D',
+      Buffer.from('x\n'),
+      '4,\uD83D',
+    ]
+    await database.copy.from('keyed', halves, { format: 'csv', columns })
+    const kept = await database.query<{ b: string }>(sql`select b from keyed order by a`)
+    expect(kept.map(({ b }) => b)).toEqual(['😀', '😀😀', '\uFFFDx', '\uFFFD'])
+    const long = `x,${'😀'.repeat(100_000)}`
+    const ofThings = { format: 'csv', columns: ['name', 'note'] } as const
+    await database.copy.from('things', [long.slice(0, 99_999), long.slice(99_999)], { ...ofThings })
+    expect(await database.queryValue(sql`select length(note) from things`)).toBe(100_000)
+    const encoded = (encoding: string) => database.copy.from('keyed', ['6,ü\n'], { format: 'csv', columns, encoding })
+    await encoded('utf-8')
+    await expect(encoded('LATIN1')).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('Chunk 1 is a string, whose bytes would not be LATIN1') as string,
+    })
+  })
+
   test('can have another null, quote, escape and encoding', async () => {
     await using database = await open()
     await database.copy.from('keyed', [Buffer.from("a|b|n\n1|'f\xfcr \\'x\\''|NIX\n", 'latin1')], {
@@ -236,6 +271,19 @@ describe('bytes into a table', () => {
       encoding: 'LATIN1',
     })
     expect(await database.query(sql`select * from keyed`)).toEqual([{ a: 1, b: "für 'x'", n: null }])
+  })
+
+  test('that never come keep nobody else waiting', async () => {
+    await using database = await open(one)
+    const stop = new AbortController()
+    const timer = setTimeout(() => stop.abort(new Error('enough')), 50)
+    const nothing = function* () {
+      // Bounded, so that the test fails instead of hanging.
+      for (let n = 0; n < 200_000_000; n += 1) yield ''
+    }
+    const copying = database.copy.from('keyed', nothing(), { format: 'csv', signal: stop.signal })
+    await expect(copying).rejects.toThrow('enough')
+    clearTimeout(timer)
   })
 
   test('that are wrong are refused with the line, and no value is in the message', async () => {
@@ -318,6 +366,13 @@ describe('a copy into a table that fails', () => {
     await expect(database.copy.from('things', named(20_000), { onProgress })).rejects.toBe(full)
     await expect(database.copy.from('things', named(2), { onProgress })).rejects.toBe(full)
     await expect(textOf(database.copy.to(numbers(10), { onProgress }))).rejects.toBe(full)
+    const later = async (): Promise<void> => {
+      await database.events
+      throw full
+    }
+    await expect(database.copy.from('things', named(20_000), { onProgress: later })).rejects.toBe(full)
+    await expect(textOf(database.copy.to(numbers(10), { onProgress: later }))).rejects.toBe(full)
+    await expect(database.insertMany('things', named(2), { onProgress: later })).rejects.toBe(full)
     expect(await count(database)).toBe(0)
   })
 
@@ -388,6 +443,58 @@ describe('a copy into a table that fails', () => {
     await expect(database.copy.from('things', clinging() as never)).rejects.toThrow('Row 2 has no note')
     await expect(database.insertMany('things', [undefined] as never)).rejects.toThrow('Row 1 is undefined')
     await expect(database.copy.from('things', [undefined, { name: 'a' }] as never)).rejects.toThrow('Row 1 is no row')
+    expect(await count(database)).toBe(0)
+  })
+
+  test('does not outlive its database, whatever its source waits for', async () => {
+    const hanging = async function* (rows: number) {
+      yield* named(rows)
+      await new Promise(() => undefined)
+    }
+    for (const rows of [0, 1, 20_000]) {
+      for (const write of ['copy', 'insert'] as const) {
+        await using database = await open({ ...one, pool: { ...one.pool, drainTimeoutMs: 50 } })
+        const source = hanging(rows)
+        const writing = write === 'copy' ? database.copy.from('things', source) : database.insertMany('things', source)
+        const failing = expect(writing).rejects.toMatchObject({ code: expect.stringMatching(/^CONNECTION_/) as string })
+        await vi.waitFor(() => expect(database.stats().pool.holders).toHaveLength(1))
+        await database.close()
+        await failing
+      }
+    }
+  })
+
+  test('whose source is none is refused', async () => {
+    await using database = await open(one)
+    const sources = [null, undefined, 'a,b', 5, {}, Buffer.from('a,b')]
+    for (const source of sources) {
+      for (const write of [
+        () => database.copy.from('keyed', source as never, { format: 'csv' }),
+        () => database.copy.from('keyed', source as never),
+        () => database.insertMany('keyed', source as never),
+      ])
+        await expect(write()).rejects.toMatchObject({
+          code: 'INVALID_ARGUMENT',
+          message: expect.stringMatching(
+            /^The source of the (rows|chunks) is (null|a buffer|of type \w+)\. Give an array/,
+          ) as string,
+        })
+    }
+  })
+
+  test('for a row that no string can hold says which', async () => {
+    await using database = await open(one)
+    const note = 'x'.repeat(300_000_000)
+    const tooLong = [
+      { name: 'a', note: 'short' },
+      { name: 'b', note, data: note },
+    ] as never
+    for (const write of [
+      () => database.copy.from('things', tooLong, { columns: ['name', 'note', 'data'] }),
+      () => database.copy.from('things', [{ name: note, note }] as never),
+      () => database.insertMany('things', [{ name: 'a' }, { name: 'b', tags: [note, note] }]),
+    ])
+      await expect(write()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     expect(await count(database)).toBe(0)
   })
 
@@ -513,19 +620,34 @@ describe('a copy into a table that fails', () => {
 
   test('because a transaction runs again after its source was read says so, instead of copying nothing', async () => {
     await using database = await open(one)
-    for (const write of ['copy', 'insert'] as const) {
-      const source = named(10).values()
-      let attempts = 0
-      const repeated = database.transaction(async () => {
-        attempts += 1
-        await (write === 'copy' ? database.copy.from('things', source) : database.insertMany('things', source))
-        if (attempts === 1) await database.query(sql`do $$ begin raise sqlstate '40001'; end $$`)
-      })
-      await expect(repeated).rejects.toMatchObject({
-        code: 'INVALID_ARGUMENT',
-        message: expect.stringContaining('was read before') as string,
-      })
-      expect(attempts).toBe(2)
+    const sources = (): RowSource<{ name: string }>[] => {
+      const again = named(10).values()
+      const rows = named(10)
+      return [named(10).values(), { [Symbol.iterator]: () => again }, Readable.from(rows), ReadableStream.from(rows)]
+    }
+    const writes = {
+      copy: (source: RowSource<{ name: string }>) => database.copy.from('things', source),
+      insert: (source: RowSource<{ name: string }>) => database.insertMany('things', source),
+    }
+    const wasReadBefore = {
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('was read before') as string,
+    }
+    for (const write of Object.values(writes)) {
+      for (const source of sources()) {
+        let attempts = 0
+        const repeated = database.transaction(async () => {
+          attempts += 1
+          await write(source)
+          if (attempts === 1) await database.query(sql`do $$ begin raise sqlstate '40001'; end $$`)
+        })
+        await expect(repeated).rejects.toMatchObject(wasReadBefore)
+        expect(attempts).toBe(2)
+      }
+      // The reason why it was not written the first time is not forgotten.
+      const source = [{ name: 'x' }, { name: 'x' }].values()
+      await expect(write(source)).rejects.toMatchObject({ code: 'UNIQUE_VIOLATION' })
+      await expect(write(source)).rejects.toMatchObject({ ...wasReadBefore, cause: { code: 'UNIQUE_VIOLATION' } })
     }
     expect(await count(database)).toBe(0)
   })
@@ -560,6 +682,7 @@ describe('out of a table or a query', () => {
       expect(await found(sql`name = ${odd.name} and raw = ${odd.raw}`)).toBe(name)
     })
     expect(await textOf(database.copy.to(sql`select 1 -- one`))).toBe('1\n')
+    expect(await textOf(database.copy.to(sql`select ';' ; \n;`))).toBe(';\n')
     expect(() => database.copy.to(sql`select ${'secret\0'}`)).toThrow(
       'A parameter cannot be sent: it has a NUL character',
     )
