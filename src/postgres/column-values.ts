@@ -53,7 +53,8 @@ export function columnText(column: string, { json, instant }: ColumnType, value:
 
 /** As null what has no JSON, as `pg` sends it. */
 function jsonOf(value: object): string | null {
-  return (JSON.stringify(value) as string | undefined) ?? null
+  const json: string | undefined = JSON.stringify(value)
+  return json ?? null
 }
 
 /** Whether a row has these columns, in this order, and no others. */
