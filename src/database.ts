@@ -10,6 +10,8 @@ import {
   type Updateable,
 } from 'kysely'
 import type { ReadonlyKysely } from 'kysely/readonly'
+import type { Cache, CacheStats } from './cache/layered-cache.ts'
+import { type CacheRedis, openCache, type OpenCache } from './cache/open-cache.ts'
 import { type DatabaseOptions, type PostgresOptions, type ResolvedConfig, resolveConfig } from './core/config.ts'
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
@@ -70,6 +72,7 @@ import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
 import { type Hook, type Scope, type TransactionOptions, Transactions } from './postgres/transaction.ts'
 import { RedisClient } from './redis/client.ts'
+import { RedisSubscriber } from './redis/subscriber.ts'
 
 /** How long {@link Database.health} waits for each server. */
 const healthTimeoutMs = 2_000
@@ -299,6 +302,27 @@ export interface Database<DB> extends AsyncDisposable {
     options?: CallOptions,
   ): Promise<void>
 
+  /**
+   * Values in memory and in Redis that are right after every commit; see {@link Cache}. Without Redis it is one of this
+   * process alone.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const { cache, db } = database
+   * const names = await cache.getOrSet('names', () => db.selectFrom('users').select('name').execute(), { tags: ['users'] })
+   * await database.transaction(async () => {
+   *   await db.updateTable('users').set({ name: 'Ada' }).where('username', '=', 'ada').execute()
+   *   await cache.invalidate({ tags: ['users'] })
+   * })
+   * console.log(names.length)
+   * ```
+   */
+  readonly cache: Cache
+
   /** What happens inside: queries, waiting, transactions, retries, the breaker, leaks. Costs nothing while nobody listens. */
   readonly events: EventSource<DatabaseEvents>
   /** Asks each server. Answers within two seconds and never rejects: what is wrong is in the answer. */
@@ -422,6 +446,7 @@ export interface DatabaseStats extends EngineStats {
   readonly replicas?: readonly ReplicaStats[]
   /** The connection that listens for notifications, and its subscribers. */
   readonly listener: ListenerStats
+  readonly cache: CacheStats
 }
 
 /**
@@ -450,12 +475,15 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const listenerSource =
     config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
   const notifications = openNotifications(parts.engine, listenerSource, config)
-  const redis = config.redis && new RedisClient(config.redis)
+  const { redis, cache } = openRedisAndCache(parts, config)
   const replicas = openReplicas(parts, config, context)
   const close = async (): Promise<void> => {
     // Its handlers may be in the middle of queries.
     await notifications.close()
-    await Promise.all([redis?.close(), replicas?.close(), parts.engine.close()])
+    await Promise.all([replicas?.close(), parts.engine.close()])
+    // What the last transactions invalidate goes out before Redis does.
+    await closeCache(cache, config)
+    await Promise.all([redis?.client.close(), redis?.subscriber.close()])
     await source.close()
   }
   try {
@@ -465,7 +493,35 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     await close()
     throw error
   }
-  return new OpenDatabase<DB>(config, { ...parts, replicas, notifications }, redis, kysely, close)
+  return new OpenDatabase<DB>(config, { ...parts, replicas, notifications, redis, cache }, kysely, close)
+}
+
+function openRedisAndCache(
+  { engine, transactions }: EngineParts,
+  config: ResolvedConfig,
+): { readonly redis: CacheRedis | undefined; readonly cache: OpenCache } {
+  const { events } = engine
+  let cache: OpenCache | undefined
+  const redis = config.redis && {
+    client: new RedisClient(config.redis, config.breaker, {
+      onReady: () => cache?.redisIsBack(),
+      onBreaker: (state) => events.emit('breaker', { state, target: config.redis?.description ?? '' }),
+    }),
+    subscriber: new RedisSubscriber(config.redis),
+  }
+  cache = openCache(config.cache, redis, () => transactions.current, {
+    onTrust: () => events.emit('cache', { state: 'trusted' }),
+    onGap: (reason) => events.emit('cache', { state: 'distrusted', reason }),
+  })
+  return { redis, cache }
+}
+
+async function closeCache(cache: OpenCache, { logger, pool, cache: { maxTtlMs } }: ResolvedConfig): Promise<void> {
+  const lost = await cache.close(pool.drainTimeoutMs)
+  if (lost === 0) return
+  logger.warn(
+    `${lost} keys and tags could not be invalidated in Redis before the end: until they are written again, other processes may read what is older, for ${maxTtlMs} ms at most`,
+  )
 }
 
 function openParts(source: ConnectionSource, config: EngineSettings & HookLogger, context: EngineContext): EngineParts {
@@ -539,10 +595,13 @@ function warnOfHook(config: HookLogger, error: unknown): void {
 interface DatabaseParts extends EngineParts {
   readonly replicas: Replicas | undefined
   readonly notifications: Notifications
+  readonly redis: CacheRedis | undefined
+  readonly cache: OpenCache
 }
 
 class OpenDatabase<DB> implements Database<DB> {
   readonly db: Kysely<DB>
+  readonly cache: Cache
   readonly events: EventSource<DatabaseEvents>
   readonly copy: Copy<DB> = {
     from: (table: string, source: RowSource<unknown>, options?: CopyFromOptions & Partial<CopyFormat>) =>
@@ -564,14 +623,14 @@ class OpenDatabase<DB> implements Database<DB> {
 
   constructor(
     config: ResolvedConfig,
-    { engine, transactions, replicas, notifications }: DatabaseParts,
-    redis: RedisClient | undefined,
+    { engine, transactions, replicas, notifications, redis, cache }: DatabaseParts,
     kysely: KyselyOptions,
     close: () => Promise<void>,
   ) {
     this.#config = config
     this.#engine = engine
-    this.#redis = redis
+    this.#redis = redis?.client
+    this.cache = cache.cache
     this.#close = close
     this.#transactions = transactions
     this.#replicas = replicas
@@ -803,7 +862,8 @@ class OpenDatabase<DB> implements Database<DB> {
 
   stats(): DatabaseStats {
     const replicas = this.#replicas?.stats()
-    return { ...this.#engine.stats(), ...(replicas && { replicas }), listener: this.#notifications.stats() }
+    const listener = this.#notifications.stats()
+    return { ...this.#engine.stats(), ...(replicas && { replicas }), listener, cache: this.cache.stats() }
   }
 
   get isClosed(): boolean {

@@ -50,13 +50,20 @@ export type { RowStream, StreamOptions } from './postgres/row-stream.ts'
 export type { Hook, TransactionOptions } from './postgres/transaction.ts'
 export type { BreakerState } from './resilience/circuit-breaker.ts'
 
+// Cache
+export type { Cache, CacheEntryOptions, CacheStats, InvalidateOptions } from './cache/layered-cache.ts'
+export type { InvalidationStats } from './cache/invalidations.ts'
+export type { LoaderStats } from './cache/loader.ts'
+
 // Configuration
 export type {
   BreakerOptions,
+  CacheOptions,
   DatabaseOptions,
   EmbeddedOptions,
   Environment,
   Logger,
+  MemoryCacheOptions,
   PipelineOptions,
   PoolOptions,
   PostgresOptions,

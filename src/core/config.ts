@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { ConfigError, type ConfigProblem } from './errors.ts'
+import { parseRedisUrl, type RedisLocation, redisUrlForms } from './redis-url.ts'
 
 /** Where the process runs; decides defaults and whether the embedded PostgreSQL is allowed. */
 export type Environment = 'development' | 'production' | 'test'
@@ -183,10 +184,60 @@ export interface EmbeddedOptions {
 
 /** Redis. Times are milliseconds. */
 export interface RedisOptions {
-  /** `redis://:password@host:6379/0`, or `rediss://` for TLS. @default `REDIS_URL` or the file named by `REDIS_URL_FILE` */
+  /**
+   * `redis://:password@host:6379/0`; `redis+sentinel://host:26379,host:26379/primary-name/0`, with `?sentinelPassword=…` if
+   * the Sentinels ask for one; `redis+cluster://host:6379,host:6379`. With `rediss` for TLS, whose certificate is checked
+   * (`NODE_EXTRA_CA_CERTS` for an authority of your own). @default `REDIS_URL` or the file named by `REDIS_URL_FILE`
+   */
   readonly url?: string | undefined
   /** How long a command may take before it counts as failed. @default 500, `REDIS_COMMAND_TIMEOUT_MS` */
   readonly commandTimeoutMs?: number | undefined
+}
+
+/** The part of the cache that is in the memory of the process. Times are milliseconds. */
+export interface MemoryCacheOptions {
+  /** @default 10000, `CACHE_MEMORY_MAX_ENTRIES` */
+  readonly maxEntries?: number | undefined
+  /** Of the values, about. @default 67108864 (64 MB), `CACHE_MEMORY_MAX_BYTES` */
+  readonly maxBytes?: number | undefined
+  /**
+   * What a caller gets of a value that others get too: `freeze` it itself, unchangeable; `clone` a copy of its own each
+   * time; `shared` it itself, for programs that change nothing. @default freeze, `CACHE_MEMORY_VALUES`
+   */
+  readonly values?: 'clone' | 'freeze' | 'shared' | undefined
+  /** The longest that a value stays there without being looked for in Redis again. @default 60000, `CACHE_MEMORY_TTL_MS` */
+  readonly ttlMs?: number | undefined
+  /**
+   * The same while Redis is away, so that nothing is heard of what other processes invalidate. 0 keeps nothing then.
+   * @default 1000, `CACHE_MEMORY_TTL_WITHOUT_REDIS_MS`
+   */
+  readonly ttlWithoutRedisMs?: number | undefined
+}
+
+/** The cache: in memory, and in Redis where there is one. Times are milliseconds. */
+export interface CacheOptions {
+  /** What shares its values; what does not, and uses the same Redis, needs another one. @default kanta, `CACHE_NAMESPACE` */
+  readonly namespace?: string | undefined
+  /** How long a value counts as fresh. @default 60000, `CACHE_TTL_MS` */
+  readonly ttlMs?: number | undefined
+  /** The longest time that any value may be given. @default 86400000 (a day), `CACHE_MAX_TTL_MS` */
+  readonly maxTtlMs?: number | undefined
+  /** How values become bytes for Redis. Both keep dates, bigints, bytes, maps and sets. @default msgpack, `CACHE_CODEC` */
+  readonly codec?: 'json' | 'msgpack' | undefined
+  /** What is larger is compressed. @default 4096, `CACHE_COMPRESS_ABOVE_BYTES` */
+  readonly compressAboveBytes?: number | false | undefined
+  /** How long others wait for the one process that loads a value. @default 10000, `CACHE_LEASE_MS` */
+  readonly leaseMs?: number | undefined
+  /**
+   * Strict: right before COMMIT, what the transaction invalidates is barred from the cache for this long, so that even a process
+   * that dies between COMMIT and invalidation leaves nothing stale. Costs a round trip. @default false, `CACHE_HOLD_MS`
+   */
+  readonly holdMs?: number | false | undefined
+  /** How often it is looked whether invalidations were lost without a word. @default 1000, `CACHE_HEARTBEAT_MS` */
+  readonly heartbeatMs?: number | undefined
+  /** Most keys and tags that wait while Redis is away; one more, and all is invalidated when it is back. @default 10000, `CACHE_MAX_QUEUED` */
+  readonly maxQueued?: number | undefined
+  readonly memory?: MemoryCacheOptions | undefined
 }
 
 /** Everything that `createDatabase` takes. An option wins over its environment variable. */
@@ -196,6 +247,7 @@ export interface DatabaseOptions {
   readonly postgres?: PostgresOptions | undefined
   /** `false`: no Redis even if `REDIS_URL` is set. */
   readonly redis?: RedisOptions | false | undefined
+  readonly cache?: CacheOptions | undefined
   /** @default one line on stderr */
   readonly logger?: Logger | undefined
 }
@@ -235,11 +287,10 @@ export interface EmbeddedTarget {
 /** Which PostgreSQL is used. */
 export type PostgresTarget = ServerTarget | EmbeddedTarget
 
-/** A Redis server as it will be connected to. */
-export interface RedisTarget {
-  readonly url: Secret<string>
-  /** The URL without credentials. */
-  readonly description: string
+/** Redis as it will be connected to. */
+export interface RedisTarget extends Omit<RedisLocation, 'password' | 'sentinelPassword'> {
+  readonly password: Secret<string> | undefined
+  readonly sentinelPassword: Secret<string> | undefined
   readonly commandTimeoutMs: number
 }
 
@@ -260,8 +311,16 @@ export interface ResolvedConfig {
   readonly retry: Complete<RetryOptions> | false
   readonly breaker: Complete<BreakerOptions> | false
   readonly redis: RedisTarget | undefined
+  readonly cache: CacheSettings
   readonly logger: Logger
 }
+
+/** {@link CacheOptions}, completed. */
+export interface CacheSettings extends Omit<Required<Defined<CacheOptions>>, 'memory'> {
+  readonly memory: Required<Defined<MemoryCacheOptions>>
+}
+
+type Defined<Options> = { readonly [Key in keyof Options]: Exclude<Options[Key], undefined> }
 
 type Complete<Options> = { readonly [Key in keyof Options]-?: number }
 
@@ -325,6 +384,20 @@ const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_EMBEDDED_DATA_DIR: 'postgres.embedded.dataDir',
   REDIS_URL: 'redis.url',
   REDIS_COMMAND_TIMEOUT_MS: 'redis.commandTimeoutMs',
+  CACHE_NAMESPACE: 'cache.namespace',
+  CACHE_TTL_MS: 'cache.ttlMs',
+  CACHE_MAX_TTL_MS: 'cache.maxTtlMs',
+  CACHE_CODEC: 'cache.codec',
+  CACHE_COMPRESS_ABOVE_BYTES: 'cache.compressAboveBytes',
+  CACHE_LEASE_MS: 'cache.leaseMs',
+  CACHE_HOLD_MS: 'cache.holdMs',
+  CACHE_HEARTBEAT_MS: 'cache.heartbeatMs',
+  CACHE_MAX_QUEUED: 'cache.maxQueued',
+  CACHE_MEMORY_MAX_ENTRIES: 'cache.memory.maxEntries',
+  CACHE_MEMORY_MAX_BYTES: 'cache.memory.maxBytes',
+  CACHE_MEMORY_VALUES: 'cache.memory.values',
+  CACHE_MEMORY_TTL_MS: 'cache.memory.ttlMs',
+  CACHE_MEMORY_TTL_WITHOUT_REDIS_MS: 'cache.memory.ttlWithoutRedisMs',
 }
 
 /** What is an object or `false`; from the environment it can only be switched off, or left on by `true`. */
@@ -450,6 +523,36 @@ const postgresShape = {
   embedded: z.strictObject({ dataDir: text('a folder, or memory') }, 'an object').optional(),
 }
 
+const namespaceExpected = '1 to 100 letters, digits, dots, colons, hyphens or underscores'
+const aDayOrMore = 366 * 86_400_000
+
+const cacheShape = {
+  namespace: z
+    .string(namespaceExpected)
+    .regex(/^[\w.:-]{1,100}$/, namespaceExpected)
+    .optional(),
+  ttlMs: wholeNumber(0, aDayOrMore, 'a whole number of milliseconds'),
+  maxTtlMs: wholeNumber(1, aDayOrMore, 'a whole number of milliseconds'),
+  codec: z.enum(['json', 'msgpack'], 'json or msgpack').optional(),
+  compressAboveBytes: orOff(wholeNumber(0, 2_147_483_647, 'a whole number of bytes')),
+  leaseMs: milliseconds(10),
+  holdMs: orOff(milliseconds(1)),
+  heartbeatMs: milliseconds(10),
+  maxQueued: wholeNumber(1, 10_000_000, 'a whole number'),
+  memory: z
+    .strictObject(
+      {
+        maxEntries: wholeNumber(1, 100_000_000, 'a whole number'),
+        maxBytes: wholeNumber(1, Number.MAX_SAFE_INTEGER, 'a whole number of bytes'),
+        values: z.enum(['clone', 'freeze', 'shared'], 'clone, freeze or shared').optional(),
+        ttlMs: milliseconds(1),
+        ttlWithoutRedisMs: milliseconds(0),
+      },
+      'an object',
+    )
+    .optional(),
+}
+
 const optionsSchema = z.strictObject(
   {
     environment: z.enum(['development', 'production', 'test'], 'development, production or test').optional(),
@@ -457,6 +560,7 @@ const optionsSchema = z.strictObject(
     redis: z
       .strictObject({ url: text('a redis:// URL'), commandTimeoutMs: milliseconds(1) }, 'an object or false')
       .optional(),
+    cache: z.strictObject(cacheShape, 'an object').optional(),
     logger: z
       .custom<Logger>(
         (value) =>
@@ -530,6 +634,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     listenerHeartbeatMs: postgres.listenerHeartbeatMs ?? 10_000,
     ...resolveEngine(postgres, target.kind),
     redis,
+    cache: resolveCache(valid.cache),
     logger: valid.logger ?? stderrLogger,
   })
 }
@@ -964,27 +1069,55 @@ function resolveEngine(options: ParsedPostgres, kind: PostgresTarget['kind']): E
   }
 }
 
+function resolveCache(options: ParsedOptions['cache'] = {}): CacheSettings {
+  const { memory = {} } = options
+  const maxTtlMs = options.maxTtlMs ?? 86_400_000
+  return {
+    namespace: options.namespace ?? 'kanta',
+    ttlMs: Math.min(options.ttlMs ?? 60_000, maxTtlMs),
+    maxTtlMs,
+    codec: options.codec ?? 'msgpack',
+    compressAboveBytes: options.compressAboveBytes ?? 4_096,
+    leaseMs: options.leaseMs ?? 10_000,
+    holdMs: options.holdMs ?? false,
+    heartbeatMs: options.heartbeatMs ?? 1_000,
+    maxQueued: options.maxQueued ?? 10_000,
+    memory: {
+      maxEntries: memory.maxEntries ?? 10_000,
+      maxBytes: memory.maxBytes ?? 67_108_864,
+      values: memory.values ?? 'freeze',
+      ttlMs: memory.ttlMs ?? 60_000,
+      ttlWithoutRedisMs: memory.ttlWithoutRedisMs ?? 1_000,
+    },
+  }
+}
+
 function resolveRedis(
   options: ParsedOptions['redis'],
   input: Input,
   problems: ConfigProblem[],
 ): RedisTarget | undefined {
   if (options?.url === undefined) return undefined
-  const url = URL.parse(options.url)
-  if (!url || !/^rediss?:$/.test(url.protocol) || !url.hostname) {
+  const location = parseRedisUrl(options.url)
+  if (location === undefined) {
     problems.push({
       key: input.keyOf('redis.url'),
-      expected: 'redis://:password@host:6379/0, or rediss:// for TLS',
+      expected: redisUrlForms,
       received: 'a value that is not shown',
       remedy: remedyFor('redis.url', input),
     })
     return undefined
   }
   return {
-    url: new Secret(options.url),
-    description: `${url.protocol}//${url.host}${url.pathname}`,
+    ...location,
+    password: secret(location.password),
+    sentinelPassword: secret(location.sentinelPassword),
     commandTimeoutMs: options.commandTimeoutMs ?? 500,
   }
+}
+
+function secret(value: string | undefined): Secret<string> | undefined {
+  return value === undefined ? undefined : new Secret(value)
 }
 
 /** The target without credentials, as messages show it. */

@@ -289,6 +289,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'Redis could not be reached or did not answer in time.',
     'Check that it runs; queries go on without it.',
   ),
+  CACHE_VALUE_UNSUPPORTED: entry(
+    '',
+    'A value does not survive being cached: a function, an instance of a class, a circle.',
+    'Cache plain data, and make other things of it when it is read.',
+  ),
+  CACHE_LOAD_TIMEOUT: entry(
+    'transient',
+    'What loads a value for the cache took longer than its limit.',
+    'Look at what it waits for, raise loadTimeoutMs, or allow stale values.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -352,6 +362,8 @@ export type ErrorCode =
   | 'BULK_SOURCE_FAILED'
   | 'CODEGEN_FAILED'
   | 'REDIS_UNAVAILABLE'
+  | 'CACHE_VALUE_UNSUPPORTED'
+  | 'CACHE_LOAD_TIMEOUT'
 
 /** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
 export interface DatabaseErrorInit {

@@ -86,6 +86,8 @@ export interface DatabaseEvents {
     /** Why it was lost. */
     readonly error: ErrorCode | undefined
   }
+  /** Whether invalidations of the cache arrive; while not, memory is not used, and `reason` says why. */
+  cache: { readonly state: 'distrusted' | 'trusted'; readonly reason?: 'lost' | 'missed' | 'regressed' | undefined }
   /** A handler or `onGap` has failed, or a payload was none of its channel; `error` is what was thrown. */
   notificationFailure: {
     readonly channel: string
@@ -134,6 +136,7 @@ export function engineContext(warn: (message: string) => void = () => undefined)
     'leak',
     'replica',
     'listener',
+    'cache',
     'notificationFailure',
   ] as const
   return { ambient: new AsyncLocalStorage(), events: new Emitter<DatabaseEvents>(names), warn }

@@ -33,6 +33,12 @@ export interface TransactionOptions {
 /** Run when a transaction has ended; what they return is awaited. */
 export type Hook = () => unknown
 
+/**
+ * When a hook runs: right before COMMIT, which its failure does not stop; after it; after a rollback; or when nobody can tell
+ * which of both it was.
+ */
+export type HookMoment = 'before' | 'commit' | 'rollback' | 'unknown'
+
 // Serialization failures come in storms: more attempts than for a lone statement, and they are cheap.
 const transactionAttempts = 5
 
@@ -64,8 +70,10 @@ export class Transactions {
 
   /** Ends a transaction well, and runs its hooks. */
   async commit(scope: Scope): Promise<void> {
+    if (scope.parent !== undefined) return scope.commit()
+    const before = scope.takeHooks('before')
+    if (before.length > 0) await this.#runHooks(before)
     await scope.commit()
-    if (scope.parent !== undefined) return
     const hooks = scope.takeHooks('commit')
     if (hooks.length > 0) await this.#runHooks(hooks)
   }
@@ -73,9 +81,8 @@ export class Transactions {
   /** Undoes a transaction after a failure. Never rejects. */
   async rollback(scope: Scope, reason?: unknown): Promise<void> {
     await scope.rollback()
-    const hooks = scope.takeHooks('rollback')
-    // Perhaps it was committed; then these would be wrong.
-    if (!isOutcomeUnknown(reason)) await this.#runHooks(hooks)
+    // Perhaps it was committed; then those of a rollback would be wrong.
+    await this.#runHooks(scope.takeHooks(isOutcomeUnknown(reason) ? 'unknown' : 'rollback'))
   }
 
   // Async, so that misuse is a rejection as everything else.
@@ -276,7 +283,7 @@ export class Scope implements StatementTarget {
   /** Commands to go ahead of the next statement. */
   readonly #ahead: string[] = []
   readonly #running = new Set<{ readonly sql: string }>()
-  readonly #hooks = { commit: [] as Hook[], rollback: [] as Hook[] }
+  readonly #hooks: Readonly<Record<HookMoment, Hook[]>> = { before: [], commit: [], rollback: [], unknown: [] }
   #hasBegun = false
   #hasEnded = false
   #child: Scope | undefined
@@ -294,6 +301,21 @@ export class Scope implements StatementTarget {
     this.#depth = parent === undefined ? 0 : parent.#depth + 1
     this.#opening = opening
     this.limits = parent === undefined ? limits : tighter(parent.limits, limits)
+  }
+
+  /** The one that ends with COMMIT. */
+  get root(): Scope {
+    return this.#root
+  }
+
+  /** Something was written, or may have been. */
+  get hasWritten(): boolean {
+    return !this.#root.#hasOnlyRead
+  }
+
+  /** It sees what was committed meanwhile, as each statement begins. */
+  get readsCommitted(): boolean {
+    return this.#root.#opening === 'begin' || /read (?:un)?committed/.test(this.#root.#opening)
   }
 
   /** A savepoint. One at a time: two at once on one connection would be in one another. */
@@ -394,17 +416,16 @@ export class Scope implements StatementTarget {
     else if (this.#failure?.sqlState !== undefined) this.#failure = undefined
   }
 
-  addHook(kind: 'commit' | 'rollback', hook: Hook): void {
+  addHook(moment: HookMoment, hook: Hook): void {
     // It sends nothing, so it may come inside the loop of a stream.
-    this.#assertOpen(kind === 'commit' ? 'afterCommit' : 'afterRollback')
-    this.#hooks[kind].push(hook)
+    this.#assertOpen(moment === 'rollback' ? 'afterRollback' : 'afterCommit')
+    this.#hooks[moment].push(hook)
   }
 
   /** The hooks to run now. What waits for the outermost commit goes to the parent when a savepoint ends well. */
-  takeHooks(kind: 'commit' | 'rollback'): readonly Hook[] {
-    const hooks = this.#hooks[kind].splice(0)
-    this.#hooks.commit.length = 0
-    this.#hooks.rollback.length = 0
+  takeHooks(moment: HookMoment): readonly Hook[] {
+    const hooks = this.#hooks[moment].splice(0)
+    if (moment !== 'before') for (const others of Object.values(this.#hooks)) others.length = 0
     return hooks
   }
 
@@ -449,8 +470,9 @@ export class Scope implements StatementTarget {
     if (this.parent === undefined) await this.#commitOutermost()
     else {
       if (this.#hasBegun) this.parent.#ahead.push(`release ${this.#opening}`)
-      this.parent.#hooks.commit.push(...this.#hooks.commit.splice(0))
-      this.parent.#hooks.rollback.push(...this.#hooks.rollback.splice(0))
+      for (const moment of Object.keys(this.#hooks) as HookMoment[]) {
+        this.parent.#hooks[moment].push(...this.#hooks[moment].splice(0))
+      }
     }
     this.end()
   }

@@ -1,67 +1,145 @@
-import { Redis } from 'ioredis'
+import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import type { RedisTarget } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { DatabaseError } from '../core/errors.ts'
+import { type BreakerSettings, type BreakerState, CircuitBreaker, type Verdict } from '../resilience/circuit-breaker.ts'
+
+/** What a {@link RedisClient} reports. */
+export interface RedisObserver {
+  /** It takes commands: connected for the first time, or again. */
+  onReady?(): void
+  onLost?(): void
+  onBreaker?(state: BreakerState): void
+}
+
+/** A script with its own SHA, sent whole only where the server does not know it. */
+export interface Script {
+  readonly name: string
+  readonly lua: string
+}
+
+/** A value of a command or a reply; replies of scripts are bytes, numbers and lists of them. */
+export type RedisReply = Buffer | number | null | readonly RedisReply[]
+
+type Connection = Redis | Cluster
+
+// Its constructors take each kind of reply by itself.
+type ConnectionOptions = Omit<RedisOptions, 'replyMapping'>
 
 /**
  * A connection to Redis that fails fast: a command never waits for a connection, is never sent twice, and settles
- * within `commandTimeoutMs`. It connects in the background and keeps trying, so that a missing Redis delays nothing.
+ * within `commandTimeoutMs`. It connects in the background and keeps trying, so that a missing Redis delays nothing. A breaker
+ * stops commands to a server that answers none.
  */
 export class RedisClient {
   /** The server without credentials. */
   readonly description: string
-  readonly #connection: Redis
-  readonly #commandTimeoutMs: number
+  /** Whether keys of one script may be anywhere; a cluster wants all of them on one node. */
+  readonly isCluster: boolean
+  readonly #target: RedisTarget
+  readonly #connection: Connection
+  readonly #breaker: CircuitBreaker | undefined
   #lastError: Error | undefined
 
-  constructor(target: RedisTarget) {
+  constructor(target: RedisTarget, breaker: BreakerSettings | false = false, observer: RedisObserver = {}) {
     this.description = target.description
-    this.#commandTimeoutMs = target.commandTimeoutMs
-    this.#connection = new Redis(target.url.reveal(), {
-      // A queue would hold callers for as long as the server is away.
-      enableOfflineQueue: false,
-      // Both repeat commands that may have been carried out: one INCR counted twice.
-      maxRetriesPerRequest: 0,
-      autoResendUnfulfilledCommands: false,
-      commandTimeout: target.commandTimeoutMs,
-      // A frozen server keeps its socket open; this tears it down.
-      socketTimeout: target.commandTimeoutMs * 2,
-      connectTimeout: 1_000,
-      retryStrategy: (attempt) => Math.min(50 * 2 ** Math.min(attempt, 6), 2_000) * (0.5 + Math.random() / 2),
-      // After a failover the old primary answers READONLY: connect again, but do not repeat the command (2 would, for ever).
-      reconnectOnError: (error) => (error.message.startsWith('READONLY') ? 1 : false),
-    })
+    this.isCluster = target.mode === 'cluster'
+    this.#target = target
+    this.#connection = openConnection(target)
+    this.#breaker =
+      breaker === false
+        ? undefined
+        : new CircuitBreaker(target.description, breaker, verdictOf, (state) => observer.onBreaker?.(state))
     this.#connection.on('error', (error: Error) => {
       this.#lastError = error
     })
     this.#connection.on('ready', () => {
       this.#lastError = undefined
+      observer.onReady?.()
     })
+    this.#connection.on('close', () => observer.onLost?.())
+  }
+
+  /** Whether commands are taken now. */
+  get isReady(): boolean {
+    return this.#connection.status === 'ready' && this.#breaker?.state !== 'open'
+  }
+
+  get breakerState(): BreakerState {
+    return this.#breaker?.state ?? 'closed'
+  }
+
+  /** Makes a script callable by {@link call}. */
+  define({ name, lua }: Script): void {
+    this.#connection.defineCommand(name, { lua })
+  }
+
+  /**
+   * Sends a command, or a script that was defined: then the first argument is the number of keys. Never sent a second time.
+   * Rejects with `REDIS_UNAVAILABLE`, or `CIRCUIT_OPEN`; a refusal of the server is its own error.
+   */
+  async call(name: string, ...args: (Buffer | number | string)[]): Promise<RedisReply> {
+    // Of a connection that is away ioredis says no more than that it may not be written to; and it is no business of the breaker.
+    if (this.#connection.status !== 'ready') throw this.#unavailable(this.#lastError)
+    const breaker = this.#breaker
+    const send = (): Promise<RedisReply> => this.#send(name, args)
+    if (breaker === undefined) return send()
+    if (!breaker.isCalm) return breaker.run(send)
+    const { generation } = breaker
+    try {
+      return await send()
+    } catch (error) {
+      breaker.note(error, generation)
+      throw error
+    }
+  }
+
+  /** All keys that match a glob, some at a time, of all nodes. A key may come twice. */
+  async scan(pattern: string, take: (keys: readonly Buffer[]) => Promise<void>): Promise<void> {
+    if (this.#connection.status !== 'ready') throw this.#unavailable(this.#lastError)
+    const nodes = this.#connection instanceof Cluster ? this.#connection.nodes('master') : [this.#connection]
+    for (const node of nodes) {
+      let cursor = '0'
+      do {
+        const [next, keys] = await node
+          .scanBuffer(cursor, 'MATCH', pattern, 'COUNT', 500)
+          .catch((error: unknown) => Promise.reject(isRefusal(error) ? error : this.#unavailable(error)))
+        cursor = next.toString()
+        if (keys.length > 0) await take(keys)
+      } while (cursor !== '0')
+    }
   }
 
   /** One round trip, in milliseconds, and the server's version. Fails with `REDIS_UNAVAILABLE`. */
   async ping(): Promise<{ readonly latencyMs: number; readonly version: string | undefined }> {
     await this.#ready()
     const start = performance.now()
-    try {
-      const info = await this.#connection.info('server')
-      return { latencyMs: performance.now() - start, version: /redis_version:(\S+)/.exec(info)?.[1] }
-    } catch (error) {
-      throw this.#unavailable(error)
-    }
+    const info = await this.#send('info', ['server'])
+    const version = Buffer.isBuffer(info) ? /redis_version:(\S+)/.exec(info.toString())?.[1] : undefined
+    return { latencyMs: performance.now() - start, version }
   }
 
   /** Says goodbye, or cuts the connection when there is no answer. Never rejects. */
   async close(): Promise<void> {
+    this.#breaker?.shutdown()
     try {
       // `quit` hangs on a frozen server.
       if (this.#connection.status === 'ready') {
-        await settleWithin(this.#connection.quit(), this.#commandTimeoutMs, () => new Error('no answer'))
+        await settleWithin(this.#connection.quit(), this.#target.commandTimeoutMs, () => new Error('no answer'))
       }
     } catch {
       // Cut below.
     } finally {
       this.#connection.disconnect()
+    }
+  }
+
+  async #send(name: string, args: readonly (Buffer | number | string)[]): Promise<RedisReply> {
+    try {
+      const commands = this.#connection as unknown as Record<string, (...args: unknown[]) => Promise<RedisReply>>
+      return await (commands[`${name}Buffer`] as (typeof commands)[string]).apply(this.#connection, [...args])
+    } catch (error) {
+      throw isRefusal(error) ? error : this.#unavailable(error)
     }
   }
 
@@ -74,7 +152,8 @@ export class RedisClient {
     const onFailure = (): void => ready.reject(this.#unavailable(this.#lastError))
     connection.once('ready', onReady)
     connection.once('close', onFailure)
-    return settleWithin(ready.promise, this.#commandTimeoutMs, () => this.#unavailable(this.#lastError)).finally(() => {
+    const { commandTimeoutMs } = this.#target
+    return settleWithin(ready.promise, commandTimeoutMs, () => this.#unavailable(this.#lastError)).finally(() => {
       connection.off('ready', onReady)
       connection.off('close', onFailure)
     })
@@ -85,10 +164,89 @@ export class RedisClient {
       cause instanceof Error ? ((cause as NodeJS.ErrnoException).code ?? firstWords(cause.message)) : 'no connection'
     return new DatabaseError(
       'REDIS_UNAVAILABLE',
-      `Redis at ${this.description} did not answer within ${this.#commandTimeoutMs} ms (${reason}). Check that it runs; queries go on without it.`,
+      `Redis at ${this.description} did not answer within ${this.#target.commandTimeoutMs} ms (${reason}). Check that it runs; queries go on without it.`,
       { cause },
     )
   }
+}
+
+/** A connection of its own for a subscriber, which is not connected again by itself; to one of the nodes of a cluster. */
+export function openSubscriberConnection(target: RedisTarget, attempt: number): Redis {
+  const node = target.hosts[attempt % target.hosts.length]
+  return new Redis({
+    ...(target.mode === 'sentinel' ? sentinelOptions(target) : node),
+    ...connectionOptions(target),
+    // A subscriber is silent for as long as nothing happens.
+    socketTimeout: undefined,
+    lazyConnect: true,
+    retryStrategy: () => null,
+    autoResubscribe: false,
+  } as ConnectionOptions)
+}
+
+function openConnection(target: RedisTarget): Connection {
+  const profile = connectionOptions(target)
+  if (target.mode === 'sentinel') return new Redis({ ...sentinelOptions(target), ...profile })
+  if (target.mode === 'standalone') return new Redis({ ...target.hosts[0], ...profile })
+  return new Cluster([...target.hosts], {
+    redisOptions: profile,
+    enableOfflineQueue: false,
+    // All three repeat a command whose connection was lost.
+    retryDelayOnFailover: 0,
+    retryDelayOnClusterDown: 0,
+    retryDelayOnTryAgain: 0,
+    slotsRefreshTimeout: 1_000,
+    clusterRetryStrategy: pauseBeforeAttempt,
+  })
+}
+
+function connectionOptions({ username, password, database, tls, commandTimeoutMs }: RedisTarget): ConnectionOptions {
+  return {
+    ...(username !== undefined && { username }),
+    ...(password !== undefined && { password: password.reveal() }),
+    db: database,
+    ...(tls && { tls: {} }),
+    // A queue would hold callers for as long as the server is away.
+    enableOfflineQueue: false,
+    // Both repeat commands that may have been carried out: one INCR counted twice.
+    maxRetriesPerRequest: 0,
+    autoResendUnfulfilledCommands: false,
+    commandTimeout: commandTimeoutMs,
+    // A frozen server keeps its socket open; this tears it down.
+    socketTimeout: commandTimeoutMs * 2,
+    connectTimeout: 1_000,
+    retryStrategy: pauseBeforeAttempt,
+    // After a failover the old primary answers READONLY: connect again, but do not repeat the command (2 would, for ever).
+    reconnectOnError: (error) => (error.message.startsWith('READONLY') ? 1 : false),
+  }
+}
+
+function sentinelOptions({ hosts, primaryName, sentinelPassword }: RedisTarget): ConnectionOptions {
+  return {
+    sentinels: [...hosts],
+    name: primaryName ?? '',
+    ...(sentinelPassword !== undefined && { sentinelPassword: sentinelPassword.reveal() }),
+    sentinelRetryStrategy: pauseBeforeAttempt,
+  }
+}
+
+// As long as a process is away, others may keep what it could not invalidate.
+const longestPauseMs = 500
+
+function pauseBeforeAttempt(attempt: number): number {
+  return Math.min(25 * 2 ** Math.min(attempt, 6), longestPauseMs) * (0.5 + Math.random() / 2)
+}
+
+/** What the server itself says, such as WRONGTYPE. */
+function isRefusal(error: unknown): error is Error {
+  return error instanceof Error && error.name === 'ReplyError' && !unwell.test(error.message)
+}
+
+/** It answers, but not the command: it is loading, a replica, out of memory or without its cluster. */
+const unwell = /^(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|OOM|MISCONF|NOREPLICAS)\b/
+
+function verdictOf(error: unknown): Verdict {
+  return isRefusal(error) ? 'healthy' : 'unhealthy'
 }
 
 /** What Redis says may go on to quote the arguments of a command. */

@@ -437,6 +437,9 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
     onTestFinished(() => client.close())
     return client.ping()
   },
+  CACHE_VALUE_UNSUPPORTED: async () => (await open()).cache.set('report', { rows: [1, 2], render: () => 'text' }),
+  CACHE_LOAD_TIMEOUT: async () =>
+    (await open()).cache.getOrSet('report', () => new Promise(() => undefined), { loadTimeoutMs: 50 }),
 }
 
 async function isGone(role: string): Promise<boolean> {

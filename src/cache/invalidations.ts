@@ -1,0 +1,296 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { ChannelListener, RedisSubscriber } from '../redis/subscriber.ts'
+import { type Invalidation, InvalidationLog, nothing } from './invalidation-log.ts'
+import { readTickMessage, type RedisTier, type TickMessage } from './redis-tier.ts'
+
+/** Who holds what is invalidated. */
+export interface InvalidationTarget {
+  /** Lets go of what it concerns; what is being loaded of it is for those who wait already. */
+  drop(what: Invalidation): void
+  /** Lets go of everything: it is not known what was invalidated. */
+  dropAll(): void
+}
+
+/** How invalidations travel. Times are milliseconds. */
+export interface InvalidationSettings {
+  /** How often Redis is asked for its clock, which shows messages that were lost without a word. */
+  readonly heartbeatMs: number
+  /** Most keys and tags that wait for Redis to come back; one more, and everything is invalidated then. */
+  readonly maxQueued: number
+}
+
+/** What is reported of invalidations. */
+export interface InvalidationObserver {
+  /** Messages were missed, by a break of the connection or without one; or Redis has lost what it knew. */
+  onGap(reason: 'lost' | 'missed' | 'regressed'): void
+  onTrust(): void
+}
+
+/** A moment of {@link Invalidations}. */
+export interface InvalidationStats {
+  /** Whether all invalidations arrive, so that memory may be used. Always, where there is no Redis. */
+  readonly isTrusted: boolean
+  /** Keys and tags that wait for Redis. */
+  readonly queued: number
+  /** How often messages were missed. */
+  readonly gaps: number
+}
+
+// A message that was sent before an answer of Redis is here by then.
+const messageGraceMs = 250
+const retryMs = 200
+const batchSize = 1_000
+
+/**
+ * Tells all processes what no longer holds, and hears of it. A process that may have missed something uses its memory no
+ * more until it has read up on what. Nothing that is to be invalidated gets lost: what Redis does not take waits until it
+ * does, and meanwhile counts as invalid here.
+ */
+export class Invalidations implements ChannelListener {
+  readonly log: InvalidationLog = new InvalidationLog()
+  readonly #tier: RedisTier | undefined
+  readonly #target: InvalidationTarget
+  readonly #settings: InvalidationSettings
+  readonly #observer: InvalidationObserver
+  #queue: readonly Invalidation[] = []
+  #draining: Promise<void> | undefined
+  #retryTimer: NodeJS.Timeout | undefined
+  #heartbeat: NodeJS.Timeout | undefined
+  #stopListening: () => void = () => undefined
+  #isSubscribed = false
+  #isTrusted: boolean
+  /** Messages that came while it was read up on; undefined while it is not. */
+  #early: TickMessage[] | undefined
+  #replayedTo = 0
+  #gaps = 0
+  #isClosed = false
+
+  constructor(
+    tier: RedisTier | undefined,
+    target: InvalidationTarget,
+    settings: InvalidationSettings,
+    observer: InvalidationObserver,
+  ) {
+    this.#tier = tier
+    this.#target = target
+    this.#settings = settings
+    this.#observer = observer
+    this.#isTrusted = tier === undefined
+  }
+
+  /** Whether memory may be used. */
+  get isTrusted(): boolean {
+    return this.#isTrusted
+  }
+
+  /** Changes when it is no longer certain that all invalidations were heard. */
+  get epoch(): number {
+    return this.#gaps
+  }
+
+  stats(): InvalidationStats {
+    return { isTrusted: this.#isTrusted, queued: this.#queued, gaps: this.#gaps }
+  }
+
+  listen(subscriber: RedisSubscriber): void {
+    if (this.#tier === undefined) return
+    this.#stopListening = subscriber.listen(this.#tier.channel, this)
+    this.#heartbeat = setInterval(() => void this.#compareClocks(), this.#settings.heartbeatMs)
+    this.#heartbeat.unref()
+  }
+
+  /** The clock of a loading that begins now, where there is no Redis. */
+  next(): number {
+    this.log.clock += 1
+    return this.log.clock
+  }
+
+  /**
+   * From now on nothing of it holds here; once this resolves, nowhere that can be reached, or it waits for Redis to come back.
+   * Never rejects. `owner` may have held it.
+   */
+  async invalidate(what: Invalidation, owner?: string): Promise<void> {
+    this.#target.drop(what)
+    if (this.#tier === undefined) {
+      this.log.note(what, this.next())
+      return this.log.unblock(what)
+    }
+    this.log.block(what)
+    try {
+      const { clock } = await this.#tier.invalidate(what, owner)
+      this.log.note(what, clock)
+      this.log.unblock(what)
+    } catch {
+      this.#enqueue(what)
+    }
+  }
+
+  /**
+   * Before a commit: for so long nothing of it is kept anywhere, so that a process that dies between its commit and its
+   * invalidation leaves nothing stale behind. To be followed by {@link invalidate} with the same invalidation and owner.
+   */
+  async hold(what: Invalidation, owner: string, holdMs: number): Promise<void> {
+    this.#target.drop(what)
+    this.log.block(what)
+    try {
+      await this.#tier?.hold(what, owner, holdMs)
+    } catch {
+      // Then the invalidation after the commit is all there is.
+    }
+  }
+
+  /** Redis takes commands again. */
+  drainSoon(): void {
+    if (this.#queue.length > 0) this.#draining ??= this.#drain()
+    if (this.#isSubscribed && !this.#isTrusted) void this.#replay()
+  }
+
+  /** Tries once more to deliver what waits, and gives what could not be. */
+  async close(): Promise<number> {
+    clearInterval(this.#heartbeat)
+    this.#stopListening()
+    await (this.#draining ?? (this.#queue.length > 0 ? this.#drain() : undefined))
+    this.#isClosed = true
+    clearTimeout(this.#retryTimer)
+    return this.#queued
+  }
+
+  onSubscribed(): void {
+    this.#isSubscribed = true
+    void this.#replay()
+  }
+
+  onLost(): void {
+    this.#isSubscribed = false
+    if (this.#isTrusted) this.#distrust('lost')
+  }
+
+  onMessage(message: Buffer): void {
+    const tick = readTickMessage(message)
+    if (tick === undefined) return
+    this.#target.drop(tick.what)
+    this.log.note(tick.what, tick.clock, tick.tagClock)
+    this.log.raiseFloor(tick.floor)
+    if (this.#isTrusted) this.#advance(tick)
+    else this.#early?.push(tick)
+  }
+
+  #advance({ last, clock }: TickMessage): void {
+    if (clock <= this.#replayedTo) return
+    if (last === this.log.clock) {
+      this.log.clock = clock
+      return
+    }
+    const isOld = clock <= this.log.clock || last < this.log.clock
+    this.#distrust(isOld ? 'regressed' : 'missed')
+    // A replica that lagged behind has become the primary: it has entries that were invalidated.
+    if (isOld) void this.invalidate({ ...nothing, all: true })
+    void this.#replay()
+  }
+
+  #distrust(reason: 'lost' | 'missed' | 'regressed'): void {
+    this.#isTrusted = false
+    this.#gaps += 1
+    // Of a clock that has gone back, what is known of it says nothing.
+    if (reason === 'regressed') this.log.clock = 0
+    this.#target.dropAll()
+    this.#observer.onGap(reason)
+  }
+
+  /** Reads up on what was invalidated since the last message that is known to follow its predecessor. */
+  async #replay(): Promise<void> {
+    const tier = this.#tier
+    if (tier === undefined || this.#early !== undefined || this.#isClosed) return
+    const epoch = this.#gaps
+    this.#early = []
+    try {
+      const { clock, floor, tags } = await tier.since(this.log.clock)
+      // Lost once more meanwhile: whoever subscribes again asks again.
+      if (epoch !== this.#gaps || !this.#isSubscribed) return
+      for (const [tag, tagClock] of tags) this.log.note({ ...nothing, tags: [tag] }, tagClock)
+      this.log.raiseFloor(floor)
+      this.log.clock = clock
+      this.#replayedTo = clock
+      this.#isTrusted = true
+      this.#observer.onTrust()
+    } catch {
+      this.#retryLater()
+    } finally {
+      const early = this.#early ?? []
+      this.#early = undefined
+      for (const tick of early) if (this.#isTrusted) this.#advance(tick)
+    }
+    if (!this.#isTrusted && this.#isSubscribed) this.#retryLater()
+  }
+
+  /** A message that does not come leaves no trace but the clock. */
+  async #compareClocks(): Promise<void> {
+    const tier = this.#tier
+    if (tier === undefined || !this.#isTrusted || !tier.isReady) return
+    try {
+      const epoch = this.#gaps
+      const { clock, floor } = await tier.now()
+      this.log.raiseFloor(floor)
+      if (clock === this.log.clock) return
+      await sleep(messageGraceMs, undefined, { ref: false })
+      if (epoch !== this.#gaps || !this.#isTrusted || this.log.clock >= clock) return
+      this.#distrust('missed')
+      void this.#replay()
+    } catch {
+      // Whether Redis is there is for others to say.
+    }
+  }
+
+  #enqueue(what: Invalidation): void {
+    this.#queue = [...this.#queue, what]
+    if (this.#queued > this.#settings.maxQueued) this.#collapse()
+    this.#retryLater()
+  }
+
+  /** Rather all too much than one too few. */
+  #collapse(): void {
+    const everything: Invalidation = { ...nothing, all: true }
+    this.log.block(everything)
+    this.#target.dropAll()
+    for (const what of this.#queue) this.log.unblock(what)
+    this.#queue = [everything]
+  }
+
+  get #queued(): number {
+    return this.#queue.reduce((sum, what) => sum + sizeOf(what), 0)
+  }
+
+  #retryLater(): void {
+    if (this.#isClosed) return
+    this.#retryTimer ??= setTimeout(() => {
+      this.#retryTimer = undefined
+      this.drainSoon()
+    }, retryMs).unref()
+  }
+
+  async #drain(): Promise<void> {
+    try {
+      while (this.#queue.length > 0) {
+        const batch = this.#queue.slice(0, batchSize)
+        const merged: Invalidation = {
+          keys: batch.flatMap(({ keys }) => keys),
+          tags: batch.flatMap(({ tags }) => tags),
+          patterns: batch.flatMap(({ patterns }) => patterns),
+          all: batch.some(({ all }) => all === true),
+        }
+        const tick = await this.#tier?.invalidate(merged)
+        this.log.note(merged, tick?.clock ?? this.next())
+        this.#queue = this.#queue.filter((what) => !batch.includes(what))
+        for (const what of batch) this.log.unblock(what)
+      }
+    } catch {
+      this.#retryLater()
+    } finally {
+      this.#draining = undefined
+    }
+  }
+}
+
+function sizeOf({ keys, tags, patterns }: Invalidation): number {
+  return keys.length + tags.length + patterns.length
+}

@@ -1,0 +1,280 @@
+import { DatabaseError } from '../core/errors.ts'
+import type { Invalidation } from './invalidation-log.ts'
+import type { Invalidations, InvalidationStats } from './invalidations.ts'
+import type { EntryPolicy, Loader, LoaderStats } from './loader.ts'
+
+/** How a value is cached. Times are milliseconds. What is left out is as `cache` of the database says. */
+export interface CacheEntryOptions<T = unknown> {
+  /** How long it counts as fresh. @default `cache.ttlMs` */
+  readonly ttlMs?: number | undefined
+  /** How long it is kept beyond that, to be given when it cannot be loaded, or not soon enough. @default 0 */
+  readonly staleMs?: number | undefined
+  /** Gives a stale value at once, and loads behind those who read it. Needs `staleMs`. @default false */
+  readonly whileRevalidate?: boolean | undefined
+  /** The part of its time, from 0 to 1, after which a read has the value loaded anew, and does not wait for it. @default 1, never */
+  readonly refreshAfter?: number | undefined
+  /** How long "there is none" (null or undefined) is remembered; `false`: not at all. @default `ttlMs`, at most 10000 */
+  readonly negativeTtlMs?: number | false | undefined
+  /** The part of its time, from 0 to 1, by which it is shortened at random, so that values do not all end together. @default 0.1 */
+  readonly jitter?: number | undefined
+  /** What it was made from: invalidating one of them invalidates it. A function gets the value. @default none */
+  readonly tags?: readonly string[] | ((value: T) => readonly string[]) | undefined
+  /** How long to wait before a stale value is given. Needs `staleMs`. @default as long as it takes */
+  readonly softTimeoutMs?: number | false | undefined
+  /** How long to wait before `CACHE_LOAD_TIMEOUT`; the loading goes on. @default as long as it takes */
+  readonly loadTimeoutMs?: number | false | undefined
+  /** `false`: kept in Redis only, for what is large and rarely read. @default true */
+  readonly memory?: boolean | undefined
+}
+
+/** What {@link Cache.invalidate} ends. */
+export interface InvalidateOptions {
+  readonly keys?: readonly string[] | undefined
+  readonly tags?: readonly string[] | undefined
+  /** A glob over keys: `*` any text, `?` one character, `\` before either to mean it. Looks at every key there is. */
+  readonly pattern?: string | undefined
+}
+
+/** A moment of a cache. */
+export interface CacheStats extends LoaderStats, InvalidationStats {
+  /** In memory. */
+  readonly entries: number
+  /** Of the values in memory, about. */
+  readonly bytes: number
+  /** Hits among all reads; 0 before the first. */
+  readonly hitRate: number
+}
+
+/**
+ * Values kept in memory and in Redis, correct after every commit: what is invalidated here is invalidated in every process that
+ * shares the namespace, and a value whose loading had begun before is not kept. When Redis fails, values are loaded; no call
+ * fails for it.
+ *
+ * Inside a transaction nothing is kept; reads pass the cache by once the transaction has written; what is invalidated or set
+ * becomes so with the commit, and not at all if that does not come.
+ *
+ * Keys and tags are any text of 1 to 1024 bytes; `INVALID_ARGUMENT` for others, and for times that are none.
+ */
+export interface Cache {
+  /** The value if it is there. `undefined` is also what is given for a remembered "there is none". */
+  get<T>(key: string): Promise<T | undefined>
+  /** The values that are there, by key. */
+  getMany<T>(keys: readonly string[]): Promise<Map<string, T>>
+  /** The value if it is in the memory of this process, at once. */
+  peek<T>(key: string): T | undefined
+  /**
+   * The value, loaded when it is not there: once in this process for all who ask while it is loaded, and once among all processes
+   * that share Redis. Rejects as `load` does, unless a stale value may be given instead; with `CACHE_LOAD_TIMEOUT` where that
+   * was limited.
+   */
+  getOrSet<T>(key: string, load: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T>
+  /** Puts a value there. `CACHE_VALUE_UNSUPPORTED` for one that would not survive it. */
+  set<T>(key: string, value: T, options?: CacheEntryOptions<T>): Promise<void>
+  delete(key: string): Promise<void>
+  /** From now on nothing of it is given. Resolves when all processes that can be reached know; never rejects for want of Redis. */
+  invalidate(what: InvalidateOptions): Promise<void>
+  /** Invalidates everything of this namespace; of the whole cache it is done at once, of a namespace in it by its keys. */
+  clear(): Promise<void>
+  /** A cache in this one, whose keys and tags are its own. */
+  namespace(name: string): Cache
+  stats(): CacheStats
+}
+
+/** The transaction that surrounds a call, as far as the cache is concerned. */
+export interface SurroundingTransaction {
+  /** What it reads may be what only it sees. */
+  readonly bypassesCache: boolean
+  /** To be done with its commit, or when nobody can tell whether it was committed. */
+  invalidate(what: Invalidation): void
+  afterCommit(work: () => Promise<void>): void
+}
+
+/** What a {@link LayeredCache} is made of. */
+export interface CacheParts {
+  readonly loader: Loader
+  readonly invalidations: Invalidations
+  readonly defaults: { readonly ttlMs: number; readonly maxTtlMs: number }
+  /** The transaction of the present async context. */
+  transaction(): SurroundingTransaction | undefined
+}
+
+const maxNameBytes = 1_024
+const longestNegativeMs = 10_000
+
+/** {@link Cache} over its parts. */
+export class LayeredCache implements Cache {
+  readonly #parts: CacheParts
+  readonly #prefix: string
+
+  constructor(parts: CacheParts, prefix = '') {
+    this.#parts = parts
+    this.#prefix = prefix
+  }
+
+  async get<T>(key: string): Promise<T | undefined> {
+    const found = await this.#find(this.#nameOf(key))
+    return found?.value as T | undefined
+  }
+
+  async getMany<T>(keys: readonly string[]): Promise<Map<string, T>> {
+    const names = keys.map((key) => this.#nameOf(key))
+    const found = await Promise.all(names.map((name) => this.#find(name)))
+    const values = keys.flatMap((key, index) => {
+      const value = found[index]?.value
+      return value === undefined ? [] : [[key, value as T] as const]
+    })
+    return new Map(values)
+  }
+
+  peek<T>(key: string): T | undefined {
+    const name = this.#nameOf(key)
+    if (this.#parts.transaction()?.bypassesCache) return undefined
+    const { loader } = this.#parts
+    const entry = loader.hit(name, performance.now())
+    return entry && (loader.memory.give(entry.value) as T)
+  }
+
+  getOrSet<T>(key: string, load: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T> {
+    const name = this.#prefix + key
+    const transaction = this.#parts.transaction()
+    if (transaction !== undefined) return this.#readInside(this.#nameOf(key), load, transaction)
+    const { loader } = this.#parts
+    const now = performance.now()
+    const entry = loader.hit(name, now)
+    if (entry !== undefined) {
+      if (entry.refreshAt <= now) loader.refresh(name, load, this.#policyOf(options))
+      return Promise.resolve(loader.memory.give(entry.value) as T)
+    }
+    return this.#load(key, load, options)
+  }
+
+  async set<T>(key: string, value: T, options?: CacheEntryOptions<T>): Promise<void> {
+    const name = this.#nameOf(key)
+    const policy = this.#policyOf(options) as EntryPolicy
+    const transaction = this.#parts.transaction()
+    if (transaction === undefined) return this.#parts.loader.store(name, value, policy)
+    this.#parts.loader.check(value)
+    transaction.invalidate({ keys: [name], tags: [], patterns: [] })
+    transaction.afterCommit(() => this.#parts.loader.store(name, value, policy))
+  }
+
+  delete(key: string): Promise<void> {
+    return this.invalidate({ keys: [key] })
+  }
+
+  async invalidate({ keys = [], tags = [], pattern }: InvalidateOptions): Promise<void> {
+    const what: Invalidation = {
+      keys: keys.map((key) => this.#nameOf(key)),
+      tags: tags.map((tag) => this.#nameOf(tag)),
+      patterns:
+        pattern === undefined
+          ? []
+          : [escapeGlob(this.#prefix) + checked(pattern, 'A pattern').replaceAll(/[[\]]/g, '\\$&')],
+    }
+    await this.#end(what)
+  }
+
+  async clear(): Promise<void> {
+    if (this.#prefix === '') await this.#end({ keys: [], tags: [], patterns: [], all: true })
+    else await this.#end({ keys: [], tags: [], patterns: [`${escapeGlob(this.#prefix)}*`] })
+  }
+
+  namespace(name: string): Cache {
+    return new LayeredCache(this.#parts, `${this.#prefix}${checked(name, 'A namespace')}:`)
+  }
+
+  stats(): CacheStats {
+    const { loader, invalidations } = this.#parts
+    const counts = loader.stats()
+    const hits = counts.memoryHits + counts.redisHits
+    const reads = hits + counts.misses
+    const { count: entries, bytes } = loader.memory
+    return { ...counts, ...invalidations.stats(), entries, bytes, hitRate: reads === 0 ? 0 : hits / reads }
+  }
+
+  async #load<T>(key: string, load: () => Promise<T> | T, options: CacheEntryOptions<T> | undefined): Promise<T> {
+    return this.#parts.loader.load(this.#nameOf(key), load, this.#policyOf(options))
+  }
+
+  /** What is loaded in a transaction is for nobody else. */
+  async #readInside<T>(name: string, load: () => Promise<T> | T, transaction: SurroundingTransaction): Promise<T> {
+    const found = transaction.bypassesCache ? undefined : await this.#find(name)
+    return found === undefined ? load() : (found.value as T)
+  }
+
+  async #find(name: string): Promise<{ readonly value: unknown } | undefined> {
+    if (this.#parts.transaction()?.bypassesCache) return undefined
+    return this.#parts.loader.find(name, this.#policyOf(undefined))
+  }
+
+  async #end(what: Invalidation): Promise<void> {
+    const transaction = this.#parts.transaction()
+    if (transaction === undefined) await this.#parts.invalidations.invalidate(what)
+    else transaction.invalidate(what)
+  }
+
+  #policyOf<T>(options: CacheEntryOptions<T> | undefined): EntryPolicy<T> {
+    const { ttlMs: defaultMs, maxTtlMs } = this.#parts.defaults
+    const ttlMs = time(options?.ttlMs, 'ttlMs', maxTtlMs) ?? defaultMs
+    const tags = options?.tags ?? []
+    return {
+      ttlMs,
+      staleMs: time(options?.staleMs, 'staleMs', maxTtlMs) ?? 0,
+      whileRevalidate: options?.whileRevalidate ?? false,
+      refreshAfter: share(options?.refreshAfter, 'refreshAfter') ?? 1,
+      negativeTtlMs: limit(options?.negativeTtlMs, 'negativeTtlMs', maxTtlMs) ?? Math.min(ttlMs, longestNegativeMs),
+      jitter: share(options?.jitter, 'jitter') ?? 0.1,
+      softTimeoutMs: limit(options?.softTimeoutMs, 'softTimeoutMs', maxTtlMs) ?? false,
+      loadTimeoutMs: limit(options?.loadTimeoutMs, 'loadTimeoutMs', maxTtlMs) ?? false,
+      tags:
+        typeof tags === 'function'
+          ? (value) => tags(value).map((tag) => this.#nameOf(tag))
+          : tags.map((tag) => this.#nameOf(tag)),
+      usesMemory: options?.memory ?? true,
+    }
+  }
+
+  #nameOf(name: string): string {
+    return this.#prefix + checked(name, 'A key or tag')
+  }
+}
+
+/** Two texts with half a character would be the same bytes. */
+function checked(name: unknown, what: string): string {
+  const problem =
+    typeof name !== 'string'
+      ? `is of type ${typeof name}`
+      : name === ''
+        ? 'is empty'
+        : name.length * 3 > maxNameBytes && Buffer.byteLength(name) > maxNameBytes
+          ? `has ${Buffer.byteLength(name)} bytes`
+          : name.isWellFormed()
+            ? undefined
+            : 'has half a character in it'
+  if (problem === undefined) return name as string
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `${what} of the cache ${problem}. Give text of 1 to ${maxNameBytes} bytes; of a longer one its hash.`,
+  )
+}
+
+function time(value: number | undefined, name: string, mostMs: number): number | undefined {
+  if (value === undefined || (typeof value === 'number' && value >= 0 && value <= mostMs)) return value
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `${name} of the cache is ${String(value)}. Give milliseconds from 0 to ${mostMs} (cache.maxTtlMs).`,
+  )
+}
+
+function limit(value: number | false | undefined, name: string, mostMs: number): number | false | undefined {
+  return value === false ? false : time(value, name, mostMs)
+}
+
+function share(value: number | undefined, name: string): number | undefined {
+  if (value === undefined || (typeof value === 'number' && value >= 0 && value <= 1)) return value
+  throw new DatabaseError('INVALID_ARGUMENT', `${name} of the cache is ${String(value)}. Give a part from 0 to 1.`)
+}
+
+function escapeGlob(text: string): string {
+  return text.replaceAll(/[\\*?[\]]/g, '\\$&')
+}

@@ -1,0 +1,568 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { DatabaseError } from '../core/errors.ts'
+import { type Codec, type Survey, survey } from './codec.ts'
+import { packEntry, type StoredEntry } from './entry.ts'
+import { concernedBy, type Invalidation } from './invalidation-log.ts'
+import type { Invalidations, InvalidationTarget } from './invalidations.ts'
+import type { MemoryEntry, MemoryTier } from './memory-tier.ts'
+import type { RedisTier } from './redis-tier.ts'
+
+/** How one value is cached, resolved. Times are milliseconds. */
+export interface EntryPolicy<T = unknown> {
+  readonly ttlMs: number
+  /** How long it is kept beyond that, for when it cannot be loaded. */
+  readonly staleMs: number
+  /** A stale value is given at once, and loaded behind. */
+  readonly whileRevalidate: boolean
+  /** From which part of its time on a value is loaded anew behind those who read it. */
+  readonly refreshAfter: number
+  readonly negativeTtlMs: number | false
+  /** By what part of it a time is shortened at random. */
+  readonly jitter: number
+  /** After so long a stale value is given while the loading goes on. */
+  readonly softTimeoutMs: number | false
+  readonly loadTimeoutMs: number | false
+  readonly tags: readonly string[] | ((value: T) => readonly string[])
+  readonly usesMemory: boolean
+}
+
+/** What a {@link Loader} counts. */
+export interface LoaderStats {
+  readonly memoryHits: number
+  readonly redisHits: number
+  readonly misses: number
+  readonly loads: number
+  readonly loadFailures: number
+  /** Given although they were no longer fresh. */
+  readonly stale: number
+  /** Values that were loaded and not kept, since something happened meanwhile. */
+  readonly refusedFills: number
+  /** Failures of Redis that a read has met; the value was loaded then. */
+  readonly redisFailures: number
+  /** Values that were loaded and not kept, since they would not survive it. */
+  readonly unsupported: number
+}
+
+/** Settings of a {@link Loader}. Times are milliseconds. */
+export interface LoaderSettings {
+  readonly leaseMs: number
+  /** The longest that a value stays in memory. */
+  readonly memoryTtlMs: number
+  /** The same while Redis is away, and invalidations of others are not heard. */
+  readonly memoryTtlWithoutRedisMs: number
+}
+
+/** One loading, which all who ask for its key wait for. */
+interface Flight {
+  readonly promise: Promise<unknown>
+  readonly tags: readonly string[]
+  /** What Redis has, for when the loading fails or takes too long. */
+  stale?: Stale
+  /** Something of it was invalidated since it began: its value is for those who wait already, and is not kept. */
+  isDirty: boolean
+}
+
+/** A value and what entitles to keep it. */
+interface Right {
+  readonly clock: number
+  /** What must be under the key in Redis for it to be put there: a lease, or the entry that it replaces. */
+  readonly expected: Buffer | undefined
+}
+
+interface Stale {
+  readonly value: unknown
+}
+
+const firstPollMs = 4
+const longestPollMs = 50
+
+/** Reads through both tiers: a value in memory, else in Redis, else loaded once for all who want it. */
+export class Loader implements InvalidationTarget {
+  readonly memory: MemoryTier
+  readonly #tier: RedisTier | undefined
+  readonly #codec: Codec
+  readonly #settings: LoaderSettings
+  readonly #flights = new Map<string, Flight>()
+  /** What goes on although nobody waits for it. */
+  readonly #behind = new Set<Promise<unknown>>()
+  readonly #counts = {
+    memoryHits: 0,
+    redisHits: 0,
+    misses: 0,
+    loads: 0,
+    loadFailures: 0,
+    stale: 0,
+    refusedFills: 0,
+    redisFailures: 0,
+    unsupported: 0,
+  }
+  #invalidations!: Invalidations
+
+  constructor(memory: MemoryTier, tier: RedisTier | undefined, codec: Codec, settings: LoaderSettings) {
+    this.memory = memory
+    this.#tier = tier
+    this.#codec = codec
+    this.#settings = settings
+  }
+
+  /** Each needs the other. */
+  attach(invalidations: Invalidations): void {
+    this.#invalidations = invalidations
+  }
+
+  stats(): LoaderStats {
+    return { ...this.#counts }
+  }
+
+  /** The entry in memory, if it holds; it may be stale. */
+  inMemory(key: string): MemoryEntry | undefined {
+    const entry = this.memory.get(key)
+    if (entry === undefined) return undefined
+    const { log } = this.#invalidations
+    if (entry.checkedAt === log.version) return entry
+    if (log.holds(key, entry.clock, entry.tags)) {
+      entry.checkedAt = log.version
+      return entry
+    }
+    this.memory.delete(key)
+    return undefined
+  }
+
+  /** A fresh value in memory, or `undefined`; counts as a hit. */
+  hit(key: string, now: number): MemoryEntry | undefined {
+    const entry = this.inMemory(key)
+    if (entry === undefined || entry.freshUntil <= now) return undefined
+    this.#counts.memoryHits += 1
+    return entry
+  }
+
+  /** A value that is there, in memory or Redis, and nothing is loaded. */
+  async find(key: string, policy: EntryPolicy): Promise<{ readonly value: unknown } | undefined> {
+    const now = performance.now()
+    const entry = policy.usesMemory ? this.hit(key, now) : undefined
+    if (entry) return { value: this.memory.give(entry.value) }
+    const tier = this.#tier
+    if (tier?.isReady !== true || this.#invalidations.log.isBlocked(key, [])) return this.#missed()
+    const { epoch } = this.#invalidations
+    try {
+      const { found } = await tier.look(key)
+      if (found.kind !== 'value' || found.leftMs <= found.entry.graceMs || !(await this.#holds(key, found.entry))) {
+        return this.#missed()
+      }
+      const value = await this.#codec.decode(found.entry.encoded)
+      this.#counts.redisHits += 1
+      const kept = this.memory.keep(value)
+      this.#remember(key, kept, found.entry, { policy, leftMs: found.leftMs, epoch })
+      return { value: this.memory.give(kept) }
+    } catch {
+      this.#counts.redisFailures += 1
+      return this.#missed()
+    }
+  }
+
+  /** The value, loaded if need be, once for all who ask while it is. */
+  load<T>(key: string, load: () => Promise<T> | T, policy: EntryPolicy<T>): Promise<T> {
+    const flight = this.#flights.get(key)
+    const any = policy as EntryPolicy
+    return this.#waitFor(flight ?? this.#takeOff(key, load, any), key, any) as Promise<T>
+  }
+
+  /** Loads a value anew behind those who read it. */
+  refresh<T>(key: string, load: () => Promise<T> | T, policy: EntryPolicy<T>): void {
+    if (this.#flights.has(key)) return
+    const refreshing = this.#refresh(key, load, policy as EntryPolicy)
+    this.#goOn(refreshing.catch(() => undefined))
+  }
+
+  /** Throws `CACHE_VALUE_UNSUPPORTED` for a value that cannot be kept. */
+  check(value: unknown): void {
+    survey(value)
+  }
+
+  /** Puts a value there that its caller knows to be the latest. */
+  async store(key: string, value: unknown, policy: EntryPolicy): Promise<void> {
+    const found = survey(value)
+    const kept = this.memory.keep(value)
+    const tier = this.#tier
+    const { epoch } = this.#invalidations
+    await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
+    const { log } = this.#invalidations
+    if (log.isBlocked(key, [])) return
+    const clock = log.lastOf(key) + 1
+    if (tier === undefined) log.clock = Math.max(log.clock, clock)
+    const facts = factsOf(value, clock, policy)
+    if (facts === undefined) return
+    if (tier !== undefined) {
+      const entry = packEntry(facts, await this.#codec.encode(value, found))
+      try {
+        await tier.put(key, entry, facts.freshMs + facts.graceMs)
+      } catch {
+        this.#counts.redisFailures += 1
+        return
+      }
+    }
+    this.#remember(key, kept, facts, { policy, leftMs: facts.freshMs + facts.graceMs, epoch, size: found.size })
+  }
+
+  drop(what: Invalidation): void {
+    const concerns = concernedBy(what)
+    if (what.all === true || what.patterns.length > 0) this.memory.deleteWhere(concerns)
+    else for (const key of what.keys) this.memory.delete(key)
+    if (!this.#invalidations.isTrusted) this.#dropTagged(what.tags)
+    for (const [key, flight] of this.#flights) {
+      if (concerns(key) || what.tags.some((tag) => flight.tags.includes(tag))) this.#detach(key, flight)
+    }
+  }
+
+  /** What is kept while Redis is away has no clock by which it could be told. */
+  #dropTagged(tags: readonly string[]): void {
+    if (tags.length > 0) this.memory.deleteWhere((_, entry) => entry.tags.some((tag) => tags.includes(tag)))
+  }
+
+  dropAll(): void {
+    this.memory.clear()
+    for (const [key, flight] of this.#flights) this.#detach(key, flight)
+  }
+
+  /** Waits for what goes on behind. */
+  async settle(): Promise<void> {
+    while (this.#behind.size > 0) await Promise.all(this.#behind)
+  }
+
+  #detach(key: string, flight: Flight): void {
+    flight.isDirty = true
+    this.#flights.delete(key)
+  }
+
+  #missed(): undefined {
+    this.#counts.misses += 1
+    return undefined
+  }
+
+  #takeOff(key: string, load: () => unknown, policy: EntryPolicy): Flight {
+    const { promise, resolve, reject } = Promise.withResolvers<unknown>()
+    const flight: Flight = {
+      promise,
+      tags: Array.isArray(policy.tags) ? (policy.tags as string[]) : [],
+      isDirty: false,
+    }
+    this.#flights.set(key, flight)
+    // Whoever waits hears of its failure; perhaps nobody does any more.
+    promise.catch(() => undefined)
+    const flying = this.#fly(key, load, policy, flight, resolve).catch(reject)
+    this.#goOn(flying.finally(() => this.#flights.get(key) === flight && this.#flights.delete(key)))
+    return flight
+  }
+
+  /** Gives the value as soon as it is known, and goes on until it is kept. */
+  async #fly(
+    key: string,
+    load: () => unknown,
+    policy: EntryPolicy,
+    flight: Flight,
+    give: (value: unknown) => void,
+  ): Promise<void> {
+    const { epoch } = this.#invalidations
+    const right = await this.#acquire(key, policy, flight, epoch, give)
+    if (right === undefined) return
+    this.#counts.misses += 1
+    let value: unknown
+    try {
+      value = await this.#loadNow(load)
+    } catch (error) {
+      // The next one need not wait for it.
+      if (right.expected !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, right.expected)))
+      throw error
+    }
+    const found = this.#surveyOf(value)
+    if (found === undefined) {
+      give(value)
+      if (right.expected !== undefined) await this.#quietly(this.#tier?.discard(key, right.expected))
+      return
+    }
+    const kept = this.memory.keep(value)
+    give(kept)
+    const isKept = await this.#fill(key, kept, found, policy, flight, epoch, right)
+    // Others wait for as long as the lease is there.
+    if (!isKept && right.expected !== undefined) await this.#quietly(this.#tier?.discard(key, right.expected))
+  }
+
+  /** Nothing for a value that cannot be cached: whoever asked for it gets it all the same. */
+  #surveyOf(value: unknown): Survey | undefined {
+    try {
+      return survey(value)
+    } catch {
+      this.#counts.unsupported += 1
+      return undefined
+    }
+  }
+
+  /** Gives a value that Redis has; else says with what right one may be loaded and kept. */
+  async #acquire(
+    key: string,
+    policy: EntryPolicy,
+    flight: Flight,
+    epoch: number,
+    give: (value: unknown) => void,
+  ): Promise<Right | undefined> {
+    const { log } = this.#invalidations
+    const tier = this.#tier
+    if (tier === undefined) return { clock: this.#invalidations.next(), expected: undefined }
+    const until = performance.now() + this.#settings.leaseMs
+    try {
+      for (let pauseMs = firstPollMs; tier.isReady && !log.isBlocked(key, flight.tags); pauseMs *= 2) {
+        const { found, now } = await tier.acquire(key)
+        log.raiseFloor(now.floor)
+        if (found.kind === 'lease') return { clock: now.present, expected: found.lease }
+        if (found.kind === 'value') {
+          const { entry, leftMs } = found
+          if (!(await this.#holds(key, entry))) {
+            // Exactly this one: meanwhile there may be the hold of a transaction.
+            await tier.discard(key, entry.header)
+            continue
+          }
+          const value = this.memory.keep(await this.#codec.decode(entry.encoded))
+          if (leftMs > entry.graceMs) {
+            this.#counts.redisHits += 1
+            if (!flight.isDirty) this.#remember(key, value, entry, { policy, leftMs, epoch })
+            give(value)
+            return undefined
+          }
+          flight.stale = { value }
+          const isFirst = await tier.lock(key, this.#settings.leaseMs)
+          if (policy.whileRevalidate || !isFirst) {
+            this.#counts.stale += 1
+            give(value)
+          }
+          return isFirst ? { clock: now.present, expected: entry.header } : undefined
+        }
+        if (found.kind !== 'leased' || performance.now() >= until) break
+        await sleep(Math.min(pauseMs, longestPollMs) * (0.5 + Math.random() / 2))
+      }
+    } catch {
+      this.#counts.redisFailures += 1
+    }
+    return { clock: 0, expected: undefined }
+  }
+
+  async #loadNow(load: () => unknown): Promise<unknown> {
+    this.#counts.loads += 1
+    try {
+      return await load()
+    } catch (error) {
+      this.#counts.loadFailures += 1
+      throw error
+    }
+  }
+
+  async #fill(
+    key: string,
+    value: unknown,
+    found: Survey,
+    policy: EntryPolicy,
+    flight: Flight,
+    epoch: number,
+    { clock, expected }: Right,
+  ): Promise<boolean> {
+    const tier = this.#tier
+    const facts = factsOf(value, clock, policy)
+    if (facts === undefined || flight.isDirty) return this.#refuse(flight)
+    if (tier !== undefined && expected === undefined) {
+      this.#rememberWithout(key, value, facts, found.size, policy, flight)
+      return true
+    }
+    if (tier !== undefined && expected !== undefined) {
+      try {
+        const entry = packEntry(facts, await this.#codec.encode(value, found))
+        if (!(await tier.swap(key, expected, entry, facts.freshMs + facts.graceMs))) return this.#refuse(flight)
+      } catch {
+        this.#counts.redisFailures += 1
+        return false
+      }
+    }
+    if (flight.isDirty) return this.#refuse(flight)
+    this.#remember(key, value, facts, { policy, leftMs: facts.freshMs + facts.graceMs, epoch, size: found.size })
+    return true
+  }
+
+  #refuse(flight: Flight): false {
+    if (flight.isDirty) this.#counts.refusedFills += 1
+    return false
+  }
+
+  /** Redis is away: a value is kept for as long as the others' invalidations may go unheard. */
+  #rememberWithout(
+    key: string,
+    value: unknown,
+    facts: EntryFacts,
+    size: number,
+    policy: EntryPolicy,
+    flight: Flight,
+  ): void {
+    const { memoryTtlWithoutRedisMs } = this.#settings
+    const { log, isTrusted } = this.#invalidations
+    if (isTrusted || this.#tier?.isReady === true || memoryTtlWithoutRedisMs === 0) return
+    if (!policy.usesMemory || flight.isDirty || log.isBlocked(key, facts.tags)) return
+    const now = performance.now()
+    const until = now + Math.min(memoryTtlWithoutRedisMs, facts.freshMs)
+    this.memory.set(key, {
+      value,
+      clock: Number.POSITIVE_INFINITY,
+      tags: facts.tags,
+      freshUntil: until,
+      refreshAt: until,
+      staleUntil: until,
+      size,
+      checkedAt: -1,
+    })
+  }
+
+  #remember(
+    key: string,
+    value: unknown,
+    entry: EntryFacts & { readonly header?: Buffer },
+    { policy, leftMs, epoch, size = survey(value).size }: Remembering,
+  ): void {
+    if (!policy.usesMemory) return
+    const { log, isTrusted } = this.#invalidations
+    // What was missed meanwhile may have been about this.
+    if (!isTrusted || epoch !== this.#invalidations.epoch || !log.holds(key, entry.clock, entry.tags)) return
+    const now = performance.now()
+    const mostMs = this.#settings.memoryTtlMs * (1 - Math.random() / 10)
+    const freshMs = Math.min(leftMs - entry.graceMs, mostMs)
+    if (freshMs <= 0) return
+    this.memory.set(key, {
+      value,
+      clock: entry.clock,
+      tags: entry.tags,
+      freshUntil: now + freshMs,
+      refreshAt: now + freshMs * policy.refreshAfter,
+      staleUntil: now + Math.min(leftMs, mostMs + entry.graceMs),
+      size,
+      header: entry.header,
+      checkedAt: log.version,
+    })
+  }
+
+  /** Whether an entry of Redis holds; who does not hear of invalidations has to ask. */
+  async #holds(key: string, { clock, tags }: StoredEntry): Promise<boolean> {
+    const { log, isTrusted } = this.#invalidations
+    if (!log.holds(key, clock, tags)) return false
+    if (isTrusted || tags.length === 0) return true
+    return (await (this.#tier as RedisTier).latestOf(tags)) < clock
+  }
+
+  async #waitFor(flight: Flight, key: string, policy: EntryPolicy): Promise<unknown> {
+    const { softTimeoutMs, loadTimeoutMs, whileRevalidate } = policy
+    if (whileRevalidate) {
+      const stale = this.#staleOf(key, flight)
+      if (stale !== undefined) return this.#giveStale(stale)
+    }
+    try {
+      if (softTimeoutMs !== false && (await isLate(flight.promise, softTimeoutMs))) {
+        const stale = this.#staleOf(key, flight)
+        if (stale !== undefined) return this.#giveStale(stale)
+      }
+      const value = loadTimeoutMs === false ? await flight.promise : await within(flight.promise, loadTimeoutMs)
+      return this.memory.give(value)
+    } catch (error) {
+      const stale = this.#staleOf(key, flight)
+      if (stale !== undefined) return this.#giveStale(stale)
+      throw error
+    }
+  }
+
+  /** What may be given instead of a fresh value: of what was invalidated, nothing is left. */
+  #staleOf(key: string, flight: Flight): Stale | undefined {
+    if (flight.isDirty) return undefined
+    const entry = this.inMemory(key)
+    return entry !== undefined && entry.staleUntil > performance.now() ? entry : flight.stale
+  }
+
+  #giveStale({ value }: Stale): unknown {
+    this.#counts.stale += 1
+    return this.memory.give(value)
+  }
+
+  async #refresh(key: string, load: () => unknown, policy: EntryPolicy): Promise<void> {
+    const tier = this.#tier
+    const entry = this.inMemory(key)
+    const header = entry?.header
+    if (tier !== undefined && (header === undefined || !(await tier.lock(key, this.#settings.leaseMs)))) return
+    const flight: Flight = { promise: Promise.resolve(), tags: entry?.tags ?? [], isDirty: false }
+    try {
+      const { epoch } = this.#invalidations
+      const clock = tier === undefined ? this.#invalidations.next() : (await tier.now()).present
+      const value = await this.#loadNow(load)
+      const found = this.#surveyOf(value)
+      if (found === undefined) return
+      await this.#fill(key, this.memory.keep(value), found, policy, flight, epoch, { clock, expected: header })
+    } finally {
+      if (tier !== undefined) await this.#quietly(tier.unlock(key))
+    }
+  }
+
+  #goOn(work: Promise<unknown>): void {
+    const own = work.finally(() => this.#behind.delete(own))
+    this.#behind.add(own)
+  }
+
+  async #quietly(work: Promise<unknown> | undefined): Promise<void> {
+    try {
+      await work
+    } catch {
+      this.#counts.redisFailures += 1
+    }
+  }
+}
+
+type EntryFacts = Pick<StoredEntry, 'clock' | 'freshMs' | 'graceMs' | 'tags'>
+
+/** What else has to be known to keep a value in memory. */
+interface Remembering {
+  readonly policy: EntryPolicy
+  readonly leftMs: number
+  /** When its reading began. */
+  readonly epoch: number
+  readonly size?: number
+}
+
+/** What is kept of a value; nothing where it is not to be kept. */
+function factsOf(value: unknown, clock: number, policy: EntryPolicy): EntryFacts | undefined {
+  const isNegative = value === undefined || value === null
+  const ttlMs = isNegative ? policy.negativeTtlMs : policy.ttlMs
+  if (ttlMs === false || ttlMs <= 0) return undefined
+  const freshMs = ttlMs * (1 - Math.random() * policy.jitter)
+  const tags = typeof policy.tags === 'function' ? policy.tags(value) : policy.tags
+  return { clock, freshMs, graceMs: isNegative ? 0 : policy.staleMs, tags }
+}
+
+/** Whether it has not settled after so long. */
+async function isLate(work: Promise<unknown>, limitMs: number): Promise<boolean> {
+  const timer = new AbortController()
+  const late = sleep(limitMs, true, { signal: timer.signal })
+  try {
+    return await Promise.race([late, work.then(() => false)])
+  } finally {
+    timer.abort()
+  }
+}
+
+async function within<T>(work: Promise<T>, limitMs: number): Promise<T> {
+  const timer = new AbortController()
+  try {
+    return await Promise.race([
+      work,
+      sleep(limitMs, undefined, { signal: timer.signal }).then(() => Promise.reject(tooLate(limitMs))),
+    ])
+  } finally {
+    timer.abort()
+  }
+}
+
+function tooLate(limitMs: number): DatabaseError {
+  return new DatabaseError(
+    'CACHE_LOAD_TIMEOUT',
+    `A value for the cache was not loaded within ${limitMs} ms; the loading goes on. Look at what it waits for, raise the limit, or allow stale values.`,
+  )
+}

@@ -1,0 +1,96 @@
+import { LRUCache } from 'lru-cache'
+
+/**
+ * What a caller gets of a value that others get too: `freeze` it itself, which nobody can change; `clone` a copy of its own
+ * each time; `shared` it itself, for callers that promise to change nothing.
+ */
+export type ValueSharing = 'clone' | 'freeze' | 'shared'
+
+/** Bounds of a {@link MemoryTier}. */
+export interface MemorySettings {
+  readonly maxEntries: number
+  /** Of values, about. */
+  readonly maxBytes: number
+  readonly values: ValueSharing
+}
+
+/** A value in memory. Instants are those of `performance.now()`. */
+export interface MemoryEntry {
+  readonly value: unknown
+  readonly clock: number
+  readonly tags: readonly string[]
+  readonly freshUntil: number
+  /** From when on whoever reads it has it loaded anew. */
+  readonly refreshAt: number
+  /** Later than that it is not even given when nothing else is to be had. */
+  readonly staleUntil: number
+  readonly size: number
+  /** Of the entry in Redis that it is a copy of. */
+  readonly header?: Buffer | undefined
+  /** The version of the invalidations by which it was last found to hold. */
+  checkedAt: number
+}
+
+/** The values of one process, the least recently used of which make room for others. */
+export class MemoryTier {
+  readonly #entries: LRUCache<string, MemoryEntry>
+  readonly #sharing: ValueSharing
+
+  constructor({ maxEntries, maxBytes, values }: MemorySettings) {
+    this.#sharing = values
+    this.#entries = new LRUCache({ max: maxEntries, maxSize: maxBytes, sizeCalculation: ({ size }) => size })
+  }
+
+  get count(): number {
+    return this.#entries.size
+  }
+
+  get bytes(): number {
+    return this.#entries.calculatedSize
+  }
+
+  get(key: string): MemoryEntry | undefined {
+    return this.#entries.get(key)
+  }
+
+  set(key: string, entry: MemoryEntry): void {
+    this.#entries.set(key, entry)
+  }
+
+  delete(key: string): void {
+    this.#entries.delete(key)
+  }
+
+  deleteWhere(test: (key: string, entry: MemoryEntry) => boolean): void {
+    for (const [key, entry] of [...this.#entries.entries()]) if (test(key, entry)) this.#entries.delete(key)
+  }
+
+  clear(): void {
+    this.#entries.clear()
+  }
+
+  /** The value as it may be kept. */
+  keep<T>(value: T): T {
+    if (this.#sharing === 'freeze') return deepFreeze(value)
+    // Its first caller may change what it was given.
+    return this.#sharing === 'clone' ? structuredClone(value) : value
+  }
+
+  /** A kept value for a caller. */
+  give(value: unknown): unknown {
+    return this.#sharing === 'clone' && typeof value === 'object' && value !== null ? structuredClone(value) : value
+  }
+}
+
+/** Dates, maps, sets and bytes cannot be frozen; what is in maps and sets is. */
+function deepFreeze<T>(value: T): T {
+  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return value
+  if (value instanceof Date || ArrayBuffer.isView(value)) return value
+  if (value instanceof Map) for (const [key, item] of value) deepFreeze(key) && deepFreeze(item)
+  else if (value instanceof Set) for (const item of value) deepFreeze(item)
+  else {
+    Object.freeze(value)
+    for (const item of Object.values(value)) deepFreeze(item)
+  }
+  return value
+}
