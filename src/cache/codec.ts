@@ -16,7 +16,7 @@ export interface Encoded {
 export interface Survey {
   /** About how many bytes it takes in memory. */
   readonly size: number
-  /** It has what MessagePack would change: half characters, a key `__proto__`, minus zero. */
+  /** It has what MessagePack would change or stumble over: half characters, minus zero, a key `__proto__` or `toJSON`. */
   readonly needsJson: boolean
 }
 
@@ -157,7 +157,7 @@ class Surveyor implements Survey {
     // Neither codec keeps it, and both would keep the rest.
     if (Object.getOwnPropertySymbols(value).length > 0) throw this.#refused('a property with a symbol as its name')
     for (const key of Object.keys(value)) {
-      if (key === '__proto__' || !key.isWellFormed()) this.needsJson = true
+      if (key === '__proto__' || key === 'toJSON' || !key.isWellFormed()) this.needsJson = true
       this.size += 8
       this.#inside(key, (value as Record<string, unknown>)[key], depth)
     }

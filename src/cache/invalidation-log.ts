@@ -48,11 +48,6 @@ export class InvalidationLog {
     return false
   }
 
-  /** The latest that concerns a key. */
-  lastOf(key: string): number {
-    return Math.max(this.floor, this.#keys.get(key) ?? 0)
-  }
-
   block(invalidation: Invalidation): void {
     this.version += 1
     this.#blocked.set(invalidation, concernedBy(invalidation))

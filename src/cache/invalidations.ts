@@ -5,8 +5,8 @@ import { readTickMessage, type RedisTier, type TickMessage } from './redis-tier.
 
 /** Who holds what is invalidated. */
 export interface InvalidationTarget {
-  /** Lets go of what it concerns; what is being loaded of it is for those who wait already. */
-  drop(what: Invalidation): void
+  /** Lets go of what it concerns and is not later; what is being loaded of it is for those who wait already. */
+  drop(what: Invalidation, clock: number): void
   /** Lets go of everything: it is not known what was invalidated. */
   dropAll(): void
 }
@@ -107,21 +107,25 @@ export class Invalidations implements ChannelListener {
 
   /**
    * From now on nothing of it holds here; once this resolves, nowhere that can be reached, or it waits for Redis to come back.
-   * Never rejects. `owner` may have held it.
+   * Gives its clock, if Redis has it. Never rejects. `owner` may have held it.
    */
-  async invalidate(what: Invalidation, owner?: string): Promise<void> {
-    this.#target.drop(what)
+  async invalidate(what: Invalidation, owner?: string): Promise<number | undefined> {
+    this.#target.drop(what, Number.POSITIVE_INFINITY)
     if (this.#tier === undefined) {
-      this.log.note(what, this.next())
-      return this.log.unblock(what)
+      const clock = this.next()
+      this.log.note(what, clock)
+      this.log.unblock(what)
+      return clock
     }
     this.log.block(what)
     try {
       const { clock } = await this.#tier.invalidate(what, owner)
       this.log.note(what, clock)
       this.log.unblock(what)
+      return clock
     } catch {
       this.#enqueue(what)
+      return undefined
     }
   }
 
@@ -130,7 +134,7 @@ export class Invalidations implements ChannelListener {
    * invalidation leaves nothing stale behind. To be followed by {@link invalidate} with the same invalidation and owner.
    */
   async hold(what: Invalidation, owner: string, holdMs: number): Promise<void> {
-    this.#target.drop(what)
+    this.#target.drop(what, Number.POSITIVE_INFINITY)
     this.log.block(what)
     try {
       await this.#tier?.hold(what, owner, holdMs)
@@ -168,7 +172,7 @@ export class Invalidations implements ChannelListener {
   onMessage(message: Buffer): void {
     const tick = readTickMessage(message)
     if (tick === undefined) return
-    this.#target.drop(tick.what)
+    this.#target.drop(tick.what, tick.clock)
     this.log.note(tick.what, tick.clock, tick.tagClock)
     this.log.raiseFloor(tick.floor)
     if (this.#isTrusted) this.#advance(tick)

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DatabaseError } from '../core/errors.ts'
 import { type Codec, type Survey, survey } from './codec.ts'
-import { packEntry, type StoredEntry } from './entry.ts'
+import { headerOf, packEntry, type StoredEntry } from './entry.ts'
 import { concernedBy, type Invalidation } from './invalidation-log.ts'
 import type { Invalidations, InvalidationTarget } from './invalidations.ts'
 import type { MemoryEntry, MemoryTier } from './memory-tier.ts'
@@ -56,6 +56,10 @@ export interface LoaderSettings {
 interface Flight {
   readonly promise: Promise<unknown>
   readonly tags: readonly string[]
+  /** By the clock of the invalidations, since when it is loaded. */
+  clock?: number
+  /** What others wait for. */
+  lease?: Buffer | undefined
   /** What Redis has, for when the loading fails or takes too long. */
   stale?: Stale
   /** Something of it was invalidated since it began: its value is for those who wait already, and is not kept. */
@@ -65,6 +69,8 @@ interface Flight {
 /** A value and what entitles to keep it. */
 interface Right {
   readonly clock: number
+  /** It is an old entry that is there, and a lock that others do not wait for. */
+  readonly isLocked?: boolean
   /** What must be under the key in Redis for it to be put there: a lease, or the entry that it replaces. */
   readonly expected: Buffer | undefined
 }
@@ -185,15 +191,16 @@ export class Loader implements InvalidationTarget {
     const kept = this.memory.keep(value)
     const tier = this.#tier
     const { epoch } = this.#invalidations
-    await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
-    const { log } = this.#invalidations
-    if (log.isBlocked(key, [])) return
-    const clock = log.lastOf(key) + 1
-    if (tier === undefined) log.clock = Math.max(log.clock, clock)
+    // Later than its own invalidation, and not later than one that comes behind.
+    const invalidated = await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
+    if (invalidated === undefined) return
+    const clock = tier === undefined ? this.#invalidations.next() : invalidated + 1
     const facts = factsOf(value, clock, policy)
     if (facts === undefined) return
+    let header: Buffer | undefined
     if (tier !== undefined) {
       const entry = packEntry(facts, await this.#codec.encode(value, found))
+      header = headerOf(entry)
       try {
         await tier.put(key, entry, facts.freshMs + facts.graceMs)
       } catch {
@@ -201,15 +208,19 @@ export class Loader implements InvalidationTarget {
         return
       }
     }
-    this.#remember(key, kept, facts, { policy, leftMs: facts.freshMs + facts.graceMs, epoch, size: found.size })
+    const leftMs = facts.freshMs + facts.graceMs
+    this.#remember(key, kept, { ...facts, header }, { policy, leftMs, epoch, size: found.size })
   }
 
-  drop(what: Invalidation): void {
+  drop(what: Invalidation, clock: number): void {
     const concerns = concernedBy(what)
-    if (what.all === true || what.patterns.length > 0) this.memory.deleteWhere(concerns)
-    else for (const key of what.keys) this.memory.delete(key)
+    if (what.all === true || what.patterns.length > 0) {
+      this.memory.deleteWhere((key, entry) => entry.clock <= clock && concerns(key))
+    } else for (const key of what.keys) this.memory.deleteUntil(key, clock)
     if (!this.#invalidations.isTrusted) this.#dropTagged(what.tags)
     for (const [key, flight] of this.#flights) {
+      // What is not loaded yet will be what it is now.
+      if (flight.clock === undefined || flight.clock > clock) continue
       if (concerns(key) || what.tags.some((tag) => flight.tags.includes(tag))) this.#detach(key, flight)
     }
   }
@@ -231,7 +242,16 @@ export class Loader implements InvalidationTarget {
 
   #detach(key: string, flight: Flight): void {
     flight.isDirty = true
-    this.#flights.delete(key)
+    this.#leave(key, flight)
+    // Whoever loads it anew need not wait for one that is of no use.
+    const { lease } = flight
+    flight.lease = undefined
+    if (lease !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, lease)))
+  }
+
+  /** From now on, whoever asks for it has it loaded. */
+  #leave(key: string, flight: Flight): void {
+    if (this.#flights.get(key) === flight) this.#flights.delete(key)
   }
 
   #missed(): undefined {
@@ -250,7 +270,7 @@ export class Loader implements InvalidationTarget {
     // Whoever waits hears of its failure; perhaps nobody does any more.
     promise.catch(() => undefined)
     const flying = this.#fly(key, load, policy, flight, resolve).catch(reject)
-    this.#goOn(flying.finally(() => this.#flights.get(key) === flight && this.#flights.delete(key)))
+    this.#goOn(flying.finally(() => this.#leave(key, flight)))
     return flight
   }
 
@@ -266,25 +286,26 @@ export class Loader implements InvalidationTarget {
     const right = await this.#acquire(key, policy, flight, epoch, give)
     if (right === undefined) return
     this.#counts.misses += 1
-    let value: unknown
+    flight.clock = right.clock
+    flight.lease = right.isLocked ? undefined : right.expected
     try {
-      value = await this.#loadNow(load)
-    } catch (error) {
-      // The next one need not wait for it.
-      if (right.expected !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, right.expected)))
-      throw error
+      const value = await this.#loadNow(load)
+      const found = this.#surveyOf(value)
+      const facts = found && factsOf(value, right.clock, policy)
+      if (found === undefined || facts === undefined) {
+        this.#leave(key, flight)
+        return give(value)
+      }
+      const kept = this.memory.keep(value)
+      give(kept)
+      if (await this.#fill(key, kept, facts, { policy, flight, epoch, expected: right.expected, size: found.size })) {
+        flight.lease = undefined
+      }
+    } finally {
+      // Others wait for as long as it is there.
+      if (flight.lease !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, flight.lease)))
+      if (right.isLocked) this.#goOn(this.#quietly(this.#tier?.unlock(key)))
     }
-    const found = this.#surveyOf(value)
-    if (found === undefined) {
-      give(value)
-      if (right.expected !== undefined) await this.#quietly(this.#tier?.discard(key, right.expected))
-      return
-    }
-    const kept = this.memory.keep(value)
-    give(kept)
-    const isKept = await this.#fill(key, kept, found, policy, flight, epoch, right)
-    // Others wait for as long as the lease is there.
-    if (!isKept && right.expected !== undefined) await this.#quietly(this.#tier?.discard(key, right.expected))
   }
 
   /** Nothing for a value that cannot be cached: whoever asked for it gets it all the same. */
@@ -334,7 +355,7 @@ export class Loader implements InvalidationTarget {
             this.#counts.stale += 1
             give(value)
           }
-          return isFirst ? { clock: now.present, expected: entry.header } : undefined
+          return isFirst ? { clock: now.present, expected: entry.header, isLocked: true } : undefined
         }
         if (found.kind !== 'leased' || performance.now() >= until) break
         await sleep(Math.min(pauseMs, longestPollMs) * (0.5 + Math.random() / 2))
@@ -355,38 +376,35 @@ export class Loader implements InvalidationTarget {
     }
   }
 
+  /** Keeps what was loaded, in Redis and then in memory, unless something happened meanwhile. */
   async #fill(
     key: string,
     value: unknown,
-    found: Survey,
-    policy: EntryPolicy,
-    flight: Flight,
-    epoch: number,
-    { clock, expected }: Right,
+    facts: EntryFacts,
+    { policy, flight, epoch, expected, size }: Filling,
   ): Promise<boolean> {
     const tier = this.#tier
-    const facts = factsOf(value, clock, policy)
-    if (facts === undefined || flight.isDirty) return this.#refuse(flight)
-    if (tier !== undefined && expected === undefined) {
-      this.#rememberWithout(key, value, facts, found.size, policy, flight)
-      return true
-    }
-    if (tier !== undefined && expected !== undefined) {
+    if (flight.isDirty) return this.#refuse()
+    const leftMs = facts.freshMs + facts.graceMs
+    let header: Buffer | undefined
+    if (tier !== undefined) {
+      if (expected === undefined) return this.#rememberWithout(key, value, facts, size, policy, flight)
       try {
-        const entry = packEntry(facts, await this.#codec.encode(value, found))
-        if (!(await tier.swap(key, expected, entry, facts.freshMs + facts.graceMs))) return this.#refuse(flight)
+        const entry = packEntry(facts, await this.#codec.encode(value))
+        header = headerOf(entry)
+        if (!(await tier.swap(key, expected, entry, leftMs))) return this.#refuse()
       } catch {
         this.#counts.redisFailures += 1
         return false
       }
+      if (flight.isDirty) return this.#refuse()
     }
-    if (flight.isDirty) return this.#refuse(flight)
-    this.#remember(key, value, facts, { policy, leftMs: facts.freshMs + facts.graceMs, epoch, size: found.size })
+    this.#remember(key, value, { ...facts, header }, { policy, leftMs, epoch, size })
     return true
   }
 
-  #refuse(flight: Flight): false {
-    if (flight.isDirty) this.#counts.refusedFills += 1
+  #refuse(): false {
+    this.#counts.refusedFills += 1
     return false
   }
 
@@ -398,11 +416,11 @@ export class Loader implements InvalidationTarget {
     size: number,
     policy: EntryPolicy,
     flight: Flight,
-  ): void {
+  ): boolean {
     const { memoryTtlWithoutRedisMs } = this.#settings
     const { log, isTrusted } = this.#invalidations
-    if (isTrusted || this.#tier?.isReady === true || memoryTtlWithoutRedisMs === 0) return
-    if (!policy.usesMemory || flight.isDirty || log.isBlocked(key, facts.tags)) return
+    if (isTrusted || this.#tier?.isReady === true || memoryTtlWithoutRedisMs === 0) return false
+    if (!policy.usesMemory || flight.isDirty || log.isBlocked(key, facts.tags)) return false
     const now = performance.now()
     const until = now + Math.min(memoryTtlWithoutRedisMs, facts.freshMs)
     this.memory.set(key, {
@@ -415,12 +433,13 @@ export class Loader implements InvalidationTarget {
       size,
       checkedAt: -1,
     })
+    return true
   }
 
   #remember(
     key: string,
     value: unknown,
-    entry: EntryFacts & { readonly header?: Buffer },
+    entry: EntryFacts & { readonly header?: Buffer | undefined },
     { policy, leftMs, epoch, size = survey(value).size }: Remembering,
   ): void {
     if (!policy.usesMemory) return
@@ -495,8 +514,10 @@ export class Loader implements InvalidationTarget {
       const clock = tier === undefined ? this.#invalidations.next() : (await tier.now()).present
       const value = await this.#loadNow(load)
       const found = this.#surveyOf(value)
-      if (found === undefined) return
-      await this.#fill(key, this.memory.keep(value), found, policy, flight, epoch, { clock, expected: header })
+      const facts = found && factsOf(value, clock, policy)
+      if (found === undefined || facts === undefined) return
+      const filling = { policy, flight, epoch, expected: header, size: found.size }
+      await this.#fill(key, this.memory.keep(value), facts, filling)
     } finally {
       if (tier !== undefined) await this.#quietly(tier.unlock(key))
     }
@@ -517,6 +538,15 @@ export class Loader implements InvalidationTarget {
 }
 
 type EntryFacts = Pick<StoredEntry, 'clock' | 'freshMs' | 'graceMs' | 'tags'>
+
+/** What else has to be known to keep what was loaded. */
+interface Filling {
+  readonly policy: EntryPolicy
+  readonly flight: Flight
+  readonly epoch: number
+  readonly expected: Buffer | undefined
+  readonly size: number
+}
 
 /** What else has to be known to keep a value in memory. */
 interface Remembering {

@@ -61,6 +61,12 @@ export class MemoryTier {
     this.#entries.delete(key)
   }
 
+  /** Deletes one that is not later. */
+  deleteUntil(key: string, clock: number): void {
+    const entry = this.#entries.peek(key)
+    if (entry !== undefined && entry.clock <= clock) this.#entries.delete(key)
+  }
+
   deleteWhere(test: (key: string, entry: MemoryEntry) => boolean): void {
     for (const [key, entry] of [...this.#entries.entries()]) if (test(key, entry)) this.#entries.delete(key)
   }

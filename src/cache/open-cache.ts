@@ -120,7 +120,7 @@ class TransactionBuffer implements SurroundingTransaction {
   #arm(): void {
     const scope = this.#scope
     let held: { readonly what: Invalidation; readonly owner: string } | undefined
-    const end = (): Promise<void> =>
+    const end = (): Promise<unknown> =>
       held ? this.#invalidations.invalidate(held.what, held.owner) : this.#invalidations.invalidate(this.#collected())
     scope.addHook('commit', end)
     scope.addHook('unknown', end)

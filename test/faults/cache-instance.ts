@@ -120,7 +120,9 @@ async function writeOn(): Promise<void> {
         sql`update items set version = version + 1 where id = ${key} returning version`,
       )
       if (options.kind === 'kanta') {
-        await database.cache.invalidate(Math.random() < 0.5 ? { keys: [`item:${key}`] } : { tags: [`group:${key % groups}`] })
+        await database.cache.invalidate(
+          Math.random() < 0.5 ? { keys: [`item:${key}`] } : { tags: [`group:${key % groups}`] },
+        )
       }
       return next ?? 0
     })

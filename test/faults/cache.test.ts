@@ -59,7 +59,10 @@ async function runInstances(
 }
 
 /** Reads that gave what had been replaced for longer than the bound when they began, and the longest of these times. */
-function staleReads(reports: readonly InstanceReport[], boundMs: number): { readonly stale: number; readonly worstMs: number } {
+function staleReads(
+  reports: readonly InstanceReport[],
+  boundMs: number,
+): { readonly stale: number; readonly worstMs: number } {
   const replacedAt = new Map<string, number>()
   for (const { writes } of reports) {
     // A version is no longer the latest once its successor is there.
@@ -115,8 +118,18 @@ for (const [name, { boundMs, strike }] of Object.entries(faults)) {
       onTestFinished(() => redis.stop())
       const reports = await runInstances('kanta', redis, durationMs, strike)
       const { stale, worstMs } = staleReads(reports, boundMs)
-      record(24, reports.length, `${name}: ${countsOf(reports)}; ${stale} stale beyond ${boundMs} ms, the oldest by ${worstMs.toFixed(1)} ms`)
-      console.log(name, countsOf(reports), stale, worstMs, reports.map(({ slowestReadMs }) => slowestReadMs))
+      record(
+        24,
+        reports.length,
+        `${name}: ${countsOf(reports)}; ${stale} stale beyond ${boundMs} ms, the oldest by ${worstMs.toFixed(1)} ms`,
+      )
+      console.log(
+        name,
+        countsOf(reports),
+        stale,
+        worstMs,
+        reports.map(({ slowestReadMs }) => slowestReadMs),
+      )
       expect(reports.flatMap(({ failures }) => failures)).toEqual([])
       expect(stale).toBe(0)
     },
@@ -138,8 +151,18 @@ test(
     })
     const boundMs = 1_500
     const { stale, worstMs } = staleReads(reports, boundMs)
-    record(24, reports.length, `restarts: ${countsOf(reports)}; ${stale} stale beyond ${boundMs} ms, the oldest by ${worstMs.toFixed(1)} ms`)
-    console.log(countsOf(reports), stale, worstMs, reports.map(({ slowestReadMs }) => slowestReadMs), reports.map(({ stats }) => stats))
+    record(
+      24,
+      reports.length,
+      `restarts: ${countsOf(reports)}; ${stale} stale beyond ${boundMs} ms, the oldest by ${worstMs.toFixed(1)} ms`,
+    )
+    console.log(
+      countsOf(reports),
+      stale,
+      worstMs,
+      reports.map(({ slowestReadMs }) => slowestReadMs),
+      reports.map(({ stats }) => stats),
+    )
     expect(reports.flatMap(({ failures }) => failures)).toEqual([])
     expect(stale).toBe(0)
   },

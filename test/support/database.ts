@@ -13,7 +13,7 @@ import type { DB } from '../../src/generated/schema.ts'
 
 interface Scope {
   readonly names: string[]
-  readonly opened: Database<DB>[]
+  readonly opened: Pick<Database<DB>, 'close'>[]
 }
 
 const fileScope: Scope = { names: [], opened: [] }
@@ -32,6 +32,12 @@ export async function freshDatabaseUrl(template: 'domain' | 'empty' = 'domain'):
   const url = new URL(inject('postgresUrl'))
   url.pathname = `/${name}`
   return url.href
+}
+
+/** Closes it after the test, before it is looked whether connections are left. */
+export function closeAfterTest<Closable extends Pick<Database<DB>, 'close'>>(database: Closable): Closable {
+  ;(testScope ?? fileScope).opened.push(database)
+  return database
 }
 
 /** An open {@link Database} on a new database with all migrations applied; closed after the test by itself. */
