@@ -12,6 +12,7 @@ import {
 import type { ReadonlyKysely } from 'kysely/readonly'
 import type { Cache, CacheStats } from './cache/layered-cache.ts'
 import { type CacheRedis, openCache, type OpenCache } from './cache/open-cache.ts'
+import { type CachedOptions, QueryCache } from './cache/query-cache.ts'
 import { type DatabaseOptions, type PostgresOptions, type ResolvedConfig, resolveConfig } from './core/config.ts'
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
@@ -73,6 +74,9 @@ import { toDatabaseError } from './postgres/sqlstate.ts'
 import { type Hook, type Scope, type TransactionOptions, Transactions } from './postgres/transaction.ts'
 import { RedisClient } from './redis/client.ts'
 import { RedisSubscriber } from './redis/subscriber.ts'
+
+/** Where the rows of queries are in the cache. */
+const queryNamespace = 'sql'
 
 /** How long {@link Database.health} waits for each server. */
 const healthTimeoutMs = 2_000
@@ -323,6 +327,32 @@ export interface Database<DB> extends AsyncDisposable {
    */
   readonly cache: Cache
 
+  /**
+   * The rows of a query that only reads, from the cache: they end with the next committed write, through kanta, to a table that the
+   * query reads, in every process that shares the cache; with cascades of foreign keys, partitions and views thought of. The rows
+   * are those of {@link cache}: frozen unless configured otherwise. Inside a transaction as `cache.getOrSet`.
+   *
+   * What cannot be seen has to be said: `tables` that SQL written by hand, a function or a fragment reads, `touches` of a statement
+   * that writes by a function, {@link touched} after writes by triggers or by other programs. Rejects with `INVALID_ARGUMENT` for
+   * a query that writes, or whose tables are not known; else as the query does.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * await using database = await createDatabase<DB>()
+   * const newest = database.db.selectFrom('products').select(['sku', 'name']).orderBy('id', 'desc').limit(10)
+   * console.log(await database.cached(newest, { ttlMs: 30_000 }))
+   * ```
+   */
+  cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>): Promise<Row[]>
+  /**
+   * Ends what {@link cached} has of these tables, as a write to them does: for writes past kanta. In a transaction with its
+   * commit.
+   */
+  touched(...tables: string[]): Promise<void>
+
   /** What happens inside: queries, waiting, transactions, retries, the breaker, leaks. Costs nothing while nobody listens. */
   readonly events: EventSource<DatabaseEvents>
   /** Asks each server. Answers within two seconds and never rejects: what is wrong is in the answer. */
@@ -493,7 +523,15 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     await close()
     throw error
   }
-  return new OpenDatabase<DB>(config, { ...parts, replicas, notifications, redis, cache }, kysely, close)
+  const database = new OpenDatabase<DB>(config, { ...parts, replicas, notifications, redis, cache }, kysely, close)
+  try {
+    // Other processes may have cached what is written here.
+    if (redis !== undefined && config.cache.queries) await database.watchWrites()
+  } catch (error) {
+    await close()
+    throw error
+  }
+  return database
 }
 
 function openRedisAndCache(
@@ -617,6 +655,8 @@ class OpenDatabase<DB> implements Database<DB> {
   readonly #stream: EngineKysely<DB>['stream']
   readonly #redis: RedisClient | undefined
   readonly #close: () => Promise<void>
+  readonly #openCache: OpenCache
+  readonly #queries: QueryCache
   readonly #notifications: Notifications
   readonly #sendNotification: PreparedQuery<{ channel: string; payload: string }, unknown>
   #closing: Promise<void> | undefined
@@ -631,6 +671,10 @@ class OpenDatabase<DB> implements Database<DB> {
     this.#engine = engine
     this.#redis = redis?.client
     this.cache = cache.cache
+    this.#openCache = cache
+    this.#queries = new QueryCache(cache.cache.namespace(queryNamespace), (text) =>
+      this.query(sql<Record<string, unknown>>`${sql.raw(text)}`),
+    )
     this.#close = close
     this.#transactions = transactions
     this.#replicas = replicas
@@ -814,6 +858,36 @@ class OpenDatabase<DB> implements Database<DB> {
       (request, _limit, pieces) => new CopyOut(request, pieces, sent),
     )
     return new CopyReaderStream(reader, onProgress)
+  }
+
+  async cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>): Promise<Row[]> {
+    if (!this.#config.cache.queries) {
+      throw new DatabaseError(
+        'INVALID_ARGUMENT',
+        'cached() needs to hear of writes, and cache.queries is off. Leave that out, or use cache.getOrSet with tags.',
+      )
+    }
+    if (this.#engine.writes === undefined) await this.watchWrites()
+    const compiled = this.#compile(query)
+    return this.#queries.read(compiled, async () => (await this.#run<Row>(compiled, undefined)).rows, options)
+  }
+
+  async touched(...tables: string[]): Promise<void> {
+    await this.#queries.prepare()
+    await this.#openCache.invalidateTags(this.#tagsOfWrite(tables), this.#transactions.current)
+  }
+
+  /** From now on, committed writes end what is cached of their tables. */
+  async watchWrites(): Promise<void> {
+    await this.#queries.prepare()
+    this.#engine.writes = {
+      onWritten: (tables) => this.#openCache.invalidateTags(this.#tagsOfWrite(tables)),
+      onWrittenIn: (scope, tables) => void this.#openCache.invalidateTags(this.#tagsOfWrite(tables), scope as Scope),
+    }
+  }
+
+  #tagsOfWrite(tables: readonly string[]): string[] {
+    return this.#queries.tagsOfWrite(tables).map((tag) => `${queryNamespace}:${tag}`)
   }
 
   replica(choice?: ReplicaChoice): ReadonlyKysely<DB> {

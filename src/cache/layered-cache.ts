@@ -60,7 +60,8 @@ export interface Cache {
   get<T>(key: string): Promise<T | undefined>
   /** The values that are there, by key. */
   getMany<T>(keys: readonly string[]): Promise<Map<string, T>>
-  /** The value if it is in the memory of this process, at once. */
+  /** The value if it is in the memory of this process, at once. Its type is what the caller says it is. */
+  // oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- as that of get
   peek<T>(key: string): T | undefined
   /**
    * The value, loaded when it is not there: once in this process for all who ask while it is loaded, and once among all processes
@@ -126,6 +127,7 @@ export class LayeredCache implements Cache {
     return new Map(values)
   }
 
+  // oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- as in Cache
   peek<T>(key: string): T | undefined {
     const name = this.#nameOf(key)
     if (this.#parts.transaction()?.bypassesCache) return undefined

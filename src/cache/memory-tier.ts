@@ -92,8 +92,12 @@ export class MemoryTier {
 function deepFreeze<T>(value: T): T {
   if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return value
   if (value instanceof Date || ArrayBuffer.isView(value)) return value
-  if (value instanceof Map) for (const [key, item] of value) deepFreeze(key) && deepFreeze(item)
-  else if (value instanceof Set) for (const item of value) deepFreeze(item)
+  if (value instanceof Map) {
+    for (const [key, item] of value) {
+      deepFreeze(key)
+      deepFreeze(item)
+    }
+  } else if (value instanceof Set) for (const item of value) deepFreeze(item)
   else {
     Object.freeze(value)
     for (const item of Object.values(value)) deepFreeze(item)

@@ -21,6 +21,8 @@ export interface CacheRedis {
 /** A cache and what its owner does with it. */
 export interface OpenCache {
   readonly cache: Cache
+  /** Ends what has these tags, with the commit of a transaction if it is in one. Never rejects. */
+  invalidateTags(tags: readonly string[], scope?: Scope): Promise<void>
   /** Redis takes commands, for the first time or again. */
   redisIsBack(): void
   /** Waits so long for what goes on behind, and gives how many keys and tags could not be invalidated in Redis. */
@@ -68,6 +70,11 @@ export function openCache(
   return {
     cache: new LayeredCache({ loader, invalidations, defaults, transaction }),
     redisIsBack: () => invalidations.drainSoon(),
+    async invalidateTags(tags, scope) {
+      const what = { keys: [], tags, patterns: [] }
+      if (scope === undefined) await invalidations.invalidate(what)
+      else bufferOf(scope).invalidate(what)
+    },
     async close(limitMs) {
       // What loads a value may hang.
       await Promise.race([loader.settle(), sleep(limitMs, undefined, { ref: false })])

@@ -237,6 +237,12 @@ export interface CacheOptions {
   readonly heartbeatMs?: number | undefined
   /** Most keys and tags that wait while Redis is away; one more, and all is invalidated when it is back. @default 10000, `CACHE_MAX_QUEUED` */
   readonly maxQueued?: number | undefined
+  /**
+   * Whether committed writes end what `cached()` has of the tables that they touch. With Redis each write outside a transaction,
+   * and each transaction that has written, then costs a round trip to it. All processes that write need the same. @default
+   * true, `CACHE_QUERIES`
+   */
+  readonly queries?: boolean | undefined
   readonly memory?: MemoryCacheOptions | undefined
 }
 
@@ -393,6 +399,7 @@ const environmentVariables: Readonly<Record<string, string>> = {
   CACHE_HOLD_MS: 'cache.holdMs',
   CACHE_HEARTBEAT_MS: 'cache.heartbeatMs',
   CACHE_MAX_QUEUED: 'cache.maxQueued',
+  CACHE_QUERIES: 'cache.queries',
   CACHE_MEMORY_MAX_ENTRIES: 'cache.memory.maxEntries',
   CACHE_MEMORY_MAX_BYTES: 'cache.memory.maxBytes',
   CACHE_MEMORY_VALUES: 'cache.memory.values',
@@ -539,6 +546,7 @@ const cacheShape = {
   holdMs: orOff(milliseconds(1)),
   heartbeatMs: milliseconds(10),
   maxQueued: wholeNumber(1, 10_000_000, 'a whole number'),
+  queries: z.boolean('true or false').optional(),
   memory: z
     .strictObject(
       {
@@ -1082,6 +1090,7 @@ function resolveCache(options: ParsedOptions['cache'] = {}): CacheSettings {
     holdMs: options.holdMs ?? false,
     heartbeatMs: options.heartbeatMs ?? 1_000,
     maxQueued: options.maxQueued ?? 10_000,
+    queries: options.queries ?? true,
     memory: {
       maxEntries: memory.maxEntries ?? 10_000,
       maxBytes: memory.maxBytes ?? 67_108_864,

@@ -37,6 +37,11 @@ export interface CallOptions {
    * read, so it may run more than once. Inside a transaction it stays in it. @default false
    */
   readonly replica?: ReplicaChoice | boolean | undefined
+  /**
+   * Tables that the statement writes beside those that its text names, such as by a function: what is cached of queries on
+   * them ends with its commit.
+   */
+  readonly touches?: readonly string[] | undefined
 }
 
 /** Which state a read on a replica must have. */
@@ -142,6 +147,19 @@ export function engineContext(warn: (message: string) => void = () => undefined)
   return { ambient: new AsyncLocalStorage(), events: new Emitter<DatabaseEvents>(names), warn }
 }
 
+/** Who has to know of writes. */
+export interface WriteObserver {
+  /** Tables were written outside of any transaction. Must not reject. */
+  onWritten(tables: readonly string[]): Promise<void>
+  /** Tables were written in a transaction or savepoint. */
+  onWrittenIn(scope: StatementTarget, tables: readonly string[]): void
+}
+
+/** The tables that a statement writes. */
+export function tablesOf({ writes }: StatementText, options: CallOptions | undefined): readonly string[] {
+  return options?.touches === undefined ? writes : [...writes, ...options.touches]
+}
+
 /** The replicas, as the engine of their primary knows them. */
 export interface ReadTarget extends StatementTarget {
   /** Where to borrow a connection for reads. */
@@ -186,6 +204,8 @@ export class Engine implements StatementTarget {
   readonly texts: StatementTexts = new StatementTexts()
   readonly ambient: AsyncLocalStorage<Ambient>
   readonly events: Emitter<DatabaseEvents>
+  /** Hears of what was written; none while nobody caches queries. */
+  writes: WriteObserver | undefined
   /** Takes what may run on a replica; only the engine of a primary that has some. */
   replicas: ReadTarget | undefined
   readonly breaker: CircuitBreaker | undefined
@@ -260,6 +280,7 @@ export class Engine implements StatementTarget {
             ? await (breaker as CircuitBreaker).run(() => this.#send<Row>(text, values, limits))
             : await this.#send<Row>(text, values, limits)
         if (began > 0) this.report(query.sql, began, attempts, false, result)
+        if (this.writes !== undefined) await this.noteWritten(text, options)
         return result
       } catch (cause) {
         if (generation !== undefined) breaker?.note(cause, generation)
@@ -272,9 +293,17 @@ export class Engine implements StatementTarget {
           continue
         }
         if (began > 0) this.report(query.sql, began, attempts, false, undefined, error)
+        // It may have been done.
+        if (this.writes !== undefined && ambiguous.has(error.code)) await this.noteWritten(text, options)
         throw error
       }
     }
+  }
+
+  /** A statement outside of transactions was done, or may have been. */
+  async noteWritten(text: StatementText, options?: CallOptions): Promise<void> {
+    const tables = tablesOf(text, options)
+    if (tables.length > 0) await this.writes?.onWritten(tables)
   }
 
   /** One of kanta's own questions, outside any transaction, once: neither repeated nor counted by the breaker. */

@@ -421,11 +421,10 @@ class EngineConnection implements DatabaseConnection {
     text.uses += 1
     const { deadline } = engine.limits(undefined)
     try {
-      return await engine.sendOn<Row>(
-        this.session,
-        { text, values: sendable(query.sql, query.parameters), deadline },
-        undefined,
-      )
+      const request = { text, values: sendable(query.sql, query.parameters), deadline }
+      const result = await engine.sendOn<Row>(this.session, request, undefined)
+      if (engine.writes !== undefined) await engine.noteWritten(text)
+      return result
     } catch (cause) {
       const inTransaction = this.session.transactionStatus !== 'none'
       this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction, target: engine.source.description })

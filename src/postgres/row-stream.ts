@@ -400,6 +400,7 @@ export class ChunkReader<Row> implements PortalReader<Row>, SessionStream {
       breaker?.note(failure, this.#generation)
     const durationMs = performance.now() - this.#began
     this.onFinish?.(failure, durationMs)
+    if (this.#place.scope === undefined && this.#engine.writes !== undefined) void this.#engine.noteWritten(this.#text)
     if (!events.hears('query')) return
     events.emit('query', {
       sql: this.sql,

@@ -9,6 +9,8 @@ export interface StatementText {
   readonly name: string
   /** Built from Kysely's nodes, and so certainly one command; text that was written by hand may be several. */
   readonly isSingle: boolean
+  /** The tables that it writes, as far as its words tell: see {@link writtenTables}. */
+  readonly writes: readonly string[]
   /** Reads only, as far as its nodes tell: it may be repeated although nobody knows whether it ran. */
   readonly isRead: boolean
   /** The server refused to prepare it the last time: it is sent without a name until it is accepted. */
@@ -53,6 +55,7 @@ export class StatementTexts {
       name,
       isSingle: node === 'command' || node.kind !== 'RawNode',
       isRead: node !== 'command' && node.kind === 'SelectQueryNode' && !mayWrite(node),
+      writes: node === 'command' ? nothing : writtenTables(sql),
       isRefused: false,
       uses: 0,
       meanMs: 0,
@@ -60,6 +63,30 @@ export class StatementTexts {
     this.#texts.set(sql, text)
     return text
   }
+}
+
+const nothing: readonly string[] = []
+
+const identifier = '(?:"(?:[^"]|"")+"|[\\p{L}_][\\p{L}\\p{N}_$]*)'
+const writing = new RegExp(
+  `\\b(?:insert\\s+into|update|delete\\s+from|merge\\s+into|truncate(?:\\s+table)?|copy|refresh\\s+materialized\\s+view(?:\\s+concurrently)?)` +
+    `\\s+(?:only\\s+)?(${identifier}(?:\\s*\\.\\s*${identifier})?)`,
+  'giu',
+)
+
+/**
+ * The tables after the words that write, wherever they stand in the text: rather one too many, such as in a comment, than one
+ * too few. Names as the server knows them, with their schema where it is given. What a function writes is not in the text.
+ */
+export function writtenTables(sql: string): readonly string[] {
+  const names = [...sql.matchAll(writing)].map(([, name = '']) => name)
+  return names.length === 0 ? nothing : [...new Set(names.map(unquoted))]
+}
+
+function unquoted(name: string): string {
+  return name.replaceAll(/"((?:[^"]|"")+)"|([^".\s]+)|\s+/g, (_, quoted?: string, plain?: string) =>
+    quoted === undefined ? (plain ?? '').toLowerCase() : quoted.replaceAll('""', '"'),
+  )
 }
 
 const writingKinds: ReadonlySet<string> = new Set([

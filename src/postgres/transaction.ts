@@ -3,7 +3,14 @@ import type { AccessMode, CompiledQuery, IsolationLevel } from 'kysely'
 import { type Limits, limitsFrom, tighter } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from '../core/errors.ts'
 import { pause } from '../resilience/retry.ts'
-import type { Ambient, CallOptions, Engine, ReplicaChoice, StatementTarget } from './engine.ts'
+import {
+  type Ambient,
+  type CallOptions,
+  type Engine,
+  type ReplicaChoice,
+  type StatementTarget,
+  tablesOf,
+} from './engine.ts'
 import type { CallSite, Session, SessionStream } from './pool.ts'
 import { isConnectionGone, toDatabaseError } from './sqlstate.ts'
 import { sendable, type StatementRequest, type StatementResult } from './statement.ts'
@@ -357,6 +364,7 @@ export class Scope implements StatementTarget {
       // The server takes statements again: a rollback to a savepoint has undone its failure.
       if (this.#failure?.sqlState !== undefined) this.#failure = undefined
       if (typeof result.extra === 'string') root.#noteTransactionId(result.extra)
+      if (engine.writes !== undefined) this.#noteWritten(text, options)
       if (began > 0) engine.report(query.sql, began, 1, true, result)
       return result
     } catch (cause) {
@@ -379,6 +387,7 @@ export class Scope implements StatementTarget {
     const engine = this.#engine
     const text = engine.texts.get(query.sql, query.query)
     if (!text.isRead) this.#root.#hasOnlyRead = false
+    if (engine.writes !== undefined) this.#noteWritten(text)
     const request = { text, values: sendable(query.sql, query.parameters), prefix: this.#commandsAhead() }
     this.session.stream = stream
     return request
@@ -408,6 +417,11 @@ export class Scope implements StatementTarget {
       this.#fail(error)
       throw error
     }
+  }
+
+  #noteWritten(text: StatementText, options?: CallOptions): void {
+    const tables = tablesOf(text, options)
+    if (tables.length > 0) this.#engine.writes?.onWrittenIn(this, tables)
   }
 
   /** What became of a statement that was not sent by {@link execute}. */

@@ -181,7 +181,7 @@ export function openSubscriberConnection(target: RedisTarget, attempt: number): 
     lazyConnect: true,
     retryStrategy: () => null,
     autoResubscribe: false,
-  } as ConnectionOptions)
+  })
 }
 
 function openConnection(target: RedisTarget): Connection {

@@ -33,7 +33,7 @@ export interface InstanceReport {
 
 /** What both kinds of cache can do. */
 interface SomeCache {
-  read(key: number, load: () => Promise<number>): Promise<number>
+  read(key: number, loadIt: () => Promise<number>): Promise<number>
   /** After the commit. */
   forget(key: number): Promise<void>
 }
@@ -50,7 +50,8 @@ const database = await createDatabase<{ items: { id: number; version: number } }
 })
 
 const kanta: SomeCache = {
-  read: (key, load) => database.cache.getOrSet(`item:${key}`, load, { ttlMs: 60_000, tags: [`group:${key % groups}`] }),
+  read: (key, loadIt) =>
+    database.cache.getOrSet(`item:${key}`, loadIt, { ttlMs: 60_000, tags: [`group:${key % groups}`] }),
   forget: async () => undefined,
 }
 
@@ -63,13 +64,13 @@ function naiveCache(): SomeCache {
   void subscriber.subscribe(options.namespace).catch(() => undefined)
   subscriber.on('message', (_, key: string) => memory.delete(Number(key)))
   return {
-    async read(key, load) {
+    async read(key, loadIt) {
       const known = memory.get(key) ?? Number((await redis.get(name(key))) ?? 0)
       if (known > 0) {
         memory.set(key, known)
         return known
       }
-      const version = await load()
+      const version = await loadIt()
       memory.set(key, version)
       await redis.set(name(key), version, 'PX', 60_000)
       return version

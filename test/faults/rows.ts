@@ -49,6 +49,10 @@ export const faultRows: Readonly<Record<number, FaultRow>> = {
     fault: 'wrong certificate or host, plaintext server',
     bar: 'refused always; no fall-back; no secret in an error',
   },
+  24: {
+    fault: 'Redis killed, restarted, emptied, its messages cut off',
+    bar: 'no read is stale beyond its bound, and none fails or waits',
+  },
   25: {
     fault: 'SIGTERM under load, one leaked client',
     bar: 'in-flight work drains; exits in time; all waiters rejected',
