@@ -10,6 +10,8 @@ export interface EntryFacts {
   readonly freshMs: number
   /** How long it is kept beyond that. */
   readonly graceMs: number
+  /** When Redis lets go of it, by its own time, in microseconds; 0 where that is not known. */
+  readonly expires: number
   readonly tags: readonly string[]
 }
 
@@ -25,8 +27,18 @@ const magic = Buffer.from([0, 0x6b])
 const version = 1
 const idSize = 8
 const headerSize = 1 + magic.length + 1 + idSize
-const fixedSize = headerSize + 1 + 3 * 8 + 4 + 4
-const checksumAt = headerSize + 1 + 3 * 8
+const checksumAt = headerSize + 1 + 4 * 8
+const fixedSize = checksumAt + 4 + 4
+
+// Random once, and then counted: no two entries have the same, in whatever process.
+const ids = randomBytes(idSize)
+let entries = ids.readUInt32BE(4)
+
+function nextId(bytes: Buffer, at: number): void {
+  entries = (entries + 1) >>> 0
+  ids.copy(bytes, at, 0, 4)
+  bytes.writeUInt32BE(entries, at + 4)
+}
 
 /** What stands under a key: a lease of whoever loads, or the hold of a transaction that is about to commit. */
 export function marker(kind: 'L' | 'T', owner: string): Buffer {
@@ -34,17 +46,18 @@ export function marker(kind: 'L' | 'T', owner: string): Buffer {
 }
 
 /** The bytes of an entry, which no other has. */
-export function packEntry({ clock, freshMs, graceMs, tags }: EntryFacts, { bytes, flags }: Encoded): Buffer {
+export function packEntry({ clock, freshMs, graceMs, expires, tags }: EntryFacts, { bytes, flags }: Encoded): Buffer {
   const list = Buffer.from(JSON.stringify(tags))
   const entry = Buffer.allocUnsafe(fixedSize + list.length + bytes.length)
   entry[0] = 0x56
   magic.copy(entry, 1)
   entry[1 + magic.length] = version
-  randomBytes(idSize).copy(entry, headerSize - idSize)
+  nextId(entry, headerSize - idSize)
   entry[headerSize] = flags
   entry.writeDoubleBE(clock, headerSize + 1)
   entry.writeDoubleBE(freshMs, headerSize + 9)
   entry.writeDoubleBE(graceMs, headerSize + 17)
+  entry.writeDoubleBE(expires, headerSize + 25)
   entry.writeUInt32BE(list.length, checksumAt + 4)
   list.copy(entry, fixedSize)
   bytes.copy(entry, fixedSize + list.length)
@@ -62,6 +75,7 @@ export function unpackEntry(bytes: Buffer): StoredEntry | 'damaged' | 'foreign' 
     clock: bytes.readDoubleBE(headerSize + 1),
     freshMs: bytes.readDoubleBE(headerSize + 9),
     graceMs: bytes.readDoubleBE(headerSize + 17),
+    expires: bytes.readDoubleBE(headerSize + 25),
     tags: JSON.parse(bytes.toString('utf8', fixedSize, listEnd)) as string[],
     encoded: { bytes: bytes.subarray(listEnd), flags: bytes[headerSize] as number },
     header: bytes.subarray(0, headerSize),

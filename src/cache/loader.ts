@@ -151,15 +151,9 @@ export class Loader implements InvalidationTarget {
     if (tier?.isReady !== true || this.#invalidations.log.isBlocked(key, [])) return this.#missed()
     const { epoch } = this.#invalidations
     try {
-      const { found } = await tier.look(key)
-      if (found.kind !== 'value' || found.leftMs <= found.entry.graceMs || !(await this.#holds(key, found.entry))) {
-        return this.#missed()
-      }
-      const value = await this.#codec.decode(found.entry.encoded)
-      this.#counts.redisHits += 1
-      const kept = this.memory.keep(value)
-      this.#remember(key, kept, found.entry, { policy, leftMs: found.leftMs, epoch })
-      return { value: this.memory.give(kept) }
+      const found = await this.#freshIn(tier, key)
+      if (found === undefined) return this.#missed()
+      return { value: this.memory.give(await this.#take(key, found.entry, { policy, leftMs: found.leftMs, epoch })) }
     } catch {
       this.#counts.redisFailures += 1
       return this.#missed()
@@ -195,7 +189,7 @@ export class Loader implements InvalidationTarget {
     const invalidated = await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
     if (invalidated === undefined) return
     const clock = tier === undefined ? this.#invalidations.next() : invalidated + 1
-    const facts = factsOf(value, clock, policy)
+    const facts = factsOf(value, clock, policy, tier)
     if (facts === undefined) return
     let header: Buffer | undefined
     if (tier !== undefined) {
@@ -291,7 +285,7 @@ export class Loader implements InvalidationTarget {
     try {
       const value = await this.#loadNow(load)
       const found = this.#surveyOf(value)
-      const facts = found && factsOf(value, right.clock, policy)
+      const facts = found && factsOf(value, right.clock, policy, this.#tier)
       if (found === undefined || facts === undefined) {
         this.#leave(key, flight)
         return give(value)
@@ -331,8 +325,14 @@ export class Loader implements InvalidationTarget {
     if (tier === undefined) return { clock: this.#invalidations.next(), expected: undefined }
     const until = performance.now() + this.#settings.leaseMs
     try {
+      const fresh =
+        tier.isReady && this.#invalidations.isTrusted && !log.isBlocked(key, flight.tags) && (await tier.getFresh(key))
+      if (fresh && log.holds(key, fresh.entry.clock, fresh.entry.tags) && !flight.isDirty) {
+        give(await this.#take(key, fresh.entry, { policy, leftMs: fresh.leftMs, epoch }))
+        return undefined
+      }
       for (let pauseMs = firstPollMs; tier.isReady && !log.isBlocked(key, flight.tags); pauseMs *= 2) {
-        const { found, now } = await tier.acquire(key)
+        const { found, now } = await tier.acquire(key, this.#invalidations.isTrusted)
         log.raiseFloor(now.floor)
         if (found.kind === 'lease') return { clock: now.present, expected: found.lease }
         if (found.kind === 'value') {
@@ -342,13 +342,11 @@ export class Loader implements InvalidationTarget {
             await tier.discard(key, entry.header)
             continue
           }
-          const value = this.memory.keep(await this.#codec.decode(entry.encoded))
           if (leftMs > entry.graceMs) {
-            this.#counts.redisHits += 1
-            if (!flight.isDirty) this.#remember(key, value, entry, { policy, leftMs, epoch })
-            give(value)
+            give(await this.#take(key, entry, { policy, leftMs, epoch }))
             return undefined
           }
+          const value = this.memory.keep(await this.#codec.decode(entry.encoded))
           flight.stale = { value }
           const isFirst = await tier.lock(key, this.#settings.leaseMs)
           if (policy.whileRevalidate || !isFirst) {
@@ -357,6 +355,7 @@ export class Loader implements InvalidationTarget {
           }
           return isFirst ? { clock: now.present, expected: entry.header, isLocked: true } : undefined
         }
+        if (found.kind === 'gone') continue
         if (found.kind !== 'leased' || performance.now() >= until) break
         await sleep(Math.min(pauseMs, longestPollMs) * (0.5 + Math.random() / 2))
       }
@@ -364,6 +363,31 @@ export class Loader implements InvalidationTarget {
       this.#counts.redisFailures += 1
     }
     return { clock: 0, expected: undefined }
+  }
+
+  /** A fresh entry that holds. Who hears of invalidations need not ask for the clock. */
+  async #freshIn(
+    tier: RedisTier,
+    key: string,
+  ): Promise<{ readonly entry: StoredEntry; readonly leftMs: number } | undefined> {
+    const { log, isTrusted } = this.#invalidations
+    const fresh = isTrusted ? await tier.getFresh(key) : undefined
+    if (fresh && log.holds(key, fresh.entry.clock, fresh.entry.tags)) return fresh
+    if (isTrusted && tier.time !== undefined) return undefined
+    const { found, now } = await tier.look(key)
+    log.raiseFloor(now.floor)
+    if (found.kind !== 'value' || found.leftMs <= found.entry.graceMs) return undefined
+    return (await this.#holds(key, found.entry)) ? found : undefined
+  }
+
+  /** The value of an entry of Redis, which is kept in memory as long as it holds. */
+  async #take(key: string, entry: StoredEntry, remembering: Remembering): Promise<unknown> {
+    const decoded = this.#codec.decode(entry.encoded)
+    const value = this.memory.keep(decoded instanceof Promise ? await decoded : decoded)
+    this.#counts.redisHits += 1
+    // Its bytes are as good a measure as any.
+    this.#remember(key, value, entry, { size: 64 + 2 * entry.encoded.bytes.length, ...remembering })
+    return value
   }
 
   async #loadNow(load: () => unknown): Promise<unknown> {
@@ -514,7 +538,7 @@ export class Loader implements InvalidationTarget {
       const clock = tier === undefined ? this.#invalidations.next() : (await tier.now()).present
       const value = await this.#loadNow(load)
       const found = this.#surveyOf(value)
-      const facts = found && factsOf(value, clock, policy)
+      const facts = found && factsOf(value, clock, policy, tier)
       if (found === undefined || facts === undefined) return
       const filling = { policy, flight, epoch, expected: header, size: found.size }
       await this.#fill(key, this.memory.keep(value), facts, filling)
@@ -537,7 +561,7 @@ export class Loader implements InvalidationTarget {
   }
 }
 
-type EntryFacts = Pick<StoredEntry, 'clock' | 'freshMs' | 'graceMs' | 'tags'>
+type EntryFacts = Pick<StoredEntry, 'clock' | 'expires' | 'freshMs' | 'graceMs' | 'tags'>
 
 /** What else has to be known to keep what was loaded. */
 interface Filling {
@@ -558,13 +582,21 @@ interface Remembering {
 }
 
 /** What is kept of a value; nothing where it is not to be kept. */
-function factsOf(value: unknown, clock: number, policy: EntryPolicy): EntryFacts | undefined {
+function factsOf(
+  value: unknown,
+  clock: number,
+  policy: EntryPolicy,
+  tier: RedisTier | undefined,
+): EntryFacts | undefined {
   const isNegative = value === undefined || value === null
   const ttlMs = isNegative ? policy.negativeTtlMs : policy.ttlMs
   if (ttlMs === false || ttlMs <= 0) return undefined
   const freshMs = ttlMs * (1 - Math.random() * policy.jitter)
   const tags = typeof policy.tags === 'function' ? policy.tags(value) : policy.tags
-  return { clock, freshMs, graceMs: isNegative ? 0 : policy.staleMs, tags }
+  const graceMs = isNegative ? 0 : policy.staleMs
+  const time = tier?.time
+  const expires = time === undefined ? 0 : time + (freshMs + graceMs) * 1_000
+  return { clock, freshMs, graceMs, expires, tags }
 }
 
 /** Whether it has not settled after so long. */

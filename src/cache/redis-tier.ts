@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { DatabaseError } from '../core/errors.ts'
 import type { RedisClient, RedisReply, Script } from '../redis/client.ts'
 import { headerOf, marker, type StoredEntry, unpackEntry } from './entry.ts'
 import type { Invalidation } from './invalidation-log.ts'
@@ -12,6 +13,8 @@ export type Found =
   | { readonly kind: 'leased' }
   /** A transaction is about to commit. */
   | { readonly kind: 'held' }
+  /** What was there could not be trusted, and is gone. */
+  | { readonly kind: 'gone' }
   /** Something of another program, or nothing where no lease was asked for. */
   | { readonly kind: 'none' }
 
@@ -77,11 +80,14 @@ const nowScript: Script = {
   lua: `${readClock} return {reading(KEYS[1])}`,
 }
 
-/** KEYS: entry, and inv where it is on the same node. ARGV: the lease to put there, or nothing, and its time. */
+/**
+ * KEYS: entry, and inv where it is on the same node and is wanted. ARGV: the lease to put there, or nothing, and its time. Without
+ * inv, the present is the time alone: where that was set back, entries count as older than they are.
+ */
 const readScript: Script = {
   name: 'kantaRead',
   lua: `${readClock}
-local clock, present, floor = '', '', ''
+local clock, present, floor = '0', string.format('%.0f', time), '0'
 if KEYS[2] then clock, present, floor = reading(KEYS[2]) end
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then return {'F', '', 0, clock, present, floor} end
@@ -157,9 +163,12 @@ return {last, clock, floor, tagClock}`,
 const sinceScript: Script = {
   name: 'kantaSince',
   lua: `${readClock}
-local clock, _, floor = reading(KEYS[1])
-return {clock, floor, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES')}`,
+local clock, present, floor = reading(KEYS[1])
+return {clock, present, floor, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES')}`,
 }
+
+/** Told apart from those of all other processes, without asking for randomness each time. */
+const leaseOwner = `${randomBytes(12).toString('base64')} `
 
 // A script holds Redis up for as long as it runs, and its stack takes only so many arguments.
 const keysAtOnce = 1_000
@@ -174,6 +183,9 @@ export class RedisTier {
   readonly #inv: string
   readonly #leaseMs: number
   readonly #maxLifeMs: number
+  /** By how much the time of Redis is ahead of that of this process. */
+  #aheadUs: number | undefined = undefined
+  #leases = 0
 
   constructor(
     client: RedisClient,
@@ -197,17 +209,40 @@ export class RedisTier {
   }
 
   async now(): Promise<ClockReading> {
-    return clockIn(await this.#client.call(nowScript.name, 1, this.#inv))
+    return this.#noted(clockIn(await this.#client.call(nowScript.name, 1, this.#inv)))
   }
 
-  /** Reads an entry, and where there is none leaves a lease. */
-  async acquire(key: string): Promise<Reading> {
-    return this.#read(key, marker('L', randomBytes(12).toString('base64')))
+  /**
+   * About what time it is in Redis, in microseconds: for ends of times, not for what was before what. It is behind by no more than
+   * an answer takes. `undefined` before Redis was ever asked.
+   */
+  get time(): number | undefined {
+    return this.#aheadUs === undefined ? undefined : performance.now() * 1_000 + this.#aheadUs
+  }
+
+  /** A fresh entry, by the cheapest command there is; whatever else there is, is for {@link acquire} to say. */
+  async getFresh(key: string): Promise<{ readonly entry: StoredEntry; readonly leftMs: number } | undefined> {
+    const { time } = this
+    if (time === undefined) return undefined
+    const bytes = await this.#client.call('get', this.#keyOf(key)).catch(unlessRefused)
+    const entry = Buffer.isBuffer(bytes) ? unpackEntry(bytes) : 'foreign'
+    if (typeof entry === 'string') return undefined
+    const leftMs = (entry.expires - time) / 1_000
+    return leftMs > entry.graceMs ? { entry, leftMs } : undefined
+  }
+
+  /**
+   * Reads an entry, and where there is none leaves a lease. Who hears of all invalidations need not be told of the last and of
+   * the floor.
+   */
+  async acquire(key: string, hearsAll: boolean): Promise<Reading> {
+    this.#leases += 1
+    return this.#read(key, marker('L', `${leaseOwner}${this.#leases}`), !hearsAll)
   }
 
   /** Reads an entry. */
   async look(key: string): Promise<Reading> {
-    return this.#read(key, Buffer.alloc(0))
+    return this.#read(key, Buffer.alloc(0), true)
   }
 
   /** Puts a value in the place of its lease, or of the entry with this header. False when that is no longer there. */
@@ -261,19 +296,20 @@ export class RedisTier {
 
   /** The invalidations after a clock. Of keys there is no record: their entries are gone. */
   async since(clock: number): Promise<Replay> {
-    const [present, floor, list] = (await this.#client.call(
+    const [clockNow, present, floor, list] = (await this.#client.call(
       sinceScript.name,
       1,
       this.#inv,
       String(clock),
     )) as RedisReply[]
+    this.#noted(clockIn([clockNow, present, floor] as RedisReply))
     const tags = new Map<string, number>()
     const flat = list as RedisReply[]
     for (let index = 0; index < flat.length; index += 2) {
       const name = String(flat[index])
       if (name.startsWith('t:')) tags.set(name.slice(2), Number(flat[index + 1]))
     }
-    return { clock: Number(present), floor: Number(floor), tags }
+    return { clock: Number(clockNow), floor: Number(floor), tags }
   }
 
   /** The latest clock of any of these tags, for whoever does not hear of invalidations. */
@@ -282,16 +318,16 @@ export class RedisTier {
     return Math.max(0, ...scores.map((score) => (score === null ? 0 : Number(score))))
   }
 
-  async #read(key: string, lease: Buffer): Promise<Reading> {
+  async #read(key: string, lease: Buffer, withClock: boolean): Promise<Reading> {
     const entry = this.#keyOf(key)
-    const isSplit = this.#client.isCluster
-    const keys = isSplit ? [entry] : [entry, this.#inv]
+    const isSplit = withClock && this.#client.isCluster
+    const keys = withClock && !isSplit ? [entry, this.#inv] : [entry]
     const [reply, clock] = await Promise.all([
       this.#client.call(readScript.name, keys.length, ...keys, lease, whole(this.#leaseMs)),
       isSplit ? this.now() : undefined,
     ])
     const [kind, bytes, leftMs, ...reading] = reply as [Buffer, Buffer, number, ...RedisReply[]]
-    const now = clock ?? clockIn(reading)
+    const now = clock ?? this.#noted(clockIn(reading))
     switch (kind.toString()) {
       case 'V':
         return { found: await this.#unpacked(key, bytes, leftMs), now }
@@ -306,12 +342,18 @@ export class RedisTier {
     }
   }
 
+  #noted(reading: ClockReading): ClockReading {
+    this.#aheadUs = reading.present - performance.now() * 1_000
+    return reading
+  }
+
   async #unpacked(key: string, bytes: Buffer, leftMs: number): Promise<Found> {
     const entry = unpackEntry(bytes)
     if (typeof entry !== 'string') return { kind: 'value', entry, leftMs }
-    // Of another version of kanta, or changed on its way. The next reader finds nothing and loads.
-    if (entry === 'damaged') await this.discard(key, headerOf(bytes))
-    return { kind: 'none' }
+    if (entry === 'foreign') return { kind: 'none' }
+    // Of another version of kanta, or changed on its way.
+    await this.discard(key, headerOf(bytes))
+    return { kind: 'gone' }
   }
 
   async #tick(what: Invalidation, holdMs: number): Promise<Tick & { readonly tagClock: number }> {
@@ -351,6 +393,11 @@ export class RedisTier {
   #keyOf(key: string): string {
     return this.#prefix + key
   }
+}
+
+/** What another program has under a key is no failure. */
+function unlessRefused(error: unknown): undefined {
+  if (error instanceof DatabaseError) throw error
 }
 
 /** What a message says; nothing for one that is none of ours. */

@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import type { RedisTarget } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
@@ -40,6 +41,7 @@ export class RedisClient {
   readonly #connection: Connection
   readonly #breaker: CircuitBreaker | undefined
   #lastError: Error | undefined
+  #isCorked = false
 
   constructor(target: RedisTarget, breaker: BreakerSettings | false = false, observer: RedisObserver = {}) {
     this.description = target.description
@@ -135,12 +137,27 @@ export class RedisClient {
   }
 
   async #send(name: string, args: readonly (Buffer | number | string)[]): Promise<RedisReply> {
+    this.#cork()
     try {
       const commands = this.#connection as unknown as Record<string, (...args: unknown[]) => Promise<RedisReply>>
       return await (commands[`${name}Buffer`] as (typeof commands)[string]).apply(this.#connection, [...args])
     } catch (error) {
       throw isRefusal(error) ? error : this.#unavailable(error)
     }
+  }
+
+  /** All commands of a tick leave in one write, which costs more than all the rest of a command. */
+  #cork(): void {
+    if (this.#isCorked || this.#connection instanceof Cluster) return
+    // Its declarations leave out what it writes to.
+    const { stream } = this.#connection as unknown as { readonly stream?: Socket }
+    if (stream === undefined) return
+    this.#isCorked = true
+    stream.cork()
+    process.nextTick(() => {
+      this.#isCorked = false
+      stream.uncork()
+    })
   }
 
   /** The first connection may still be on its way when the first command comes. */
@@ -216,6 +233,7 @@ function connectionOptions({ username, password, database, tls, commandTimeoutMs
     socketTimeout: commandTimeoutMs * 2,
     connectTimeout: 1_000,
     retryStrategy: pauseBeforeAttempt,
+    ...cutSoon,
     // After a failover the old primary answers READONLY: connect again, but do not repeat the command (2 would, for ever).
     reconnectOnError: (error) => (error.message.startsWith('READONLY') ? 1 : false),
   }
@@ -229,6 +247,9 @@ function sentinelOptions({ hosts, primaryName, sentinelPassword }: RedisTarget):
     sentinelRetryStrategy: pauseBeforeAttempt,
   }
 }
+
+/** How long a socket may take to end before it is cut: a frozen server never answers. Its declarations leave this out. */
+const cutSoon: object = { disconnectTimeout: 100 }
 
 // As long as a process is away, others may keep what it could not invalidate.
 const longestPauseMs = 500

@@ -107,7 +107,7 @@ const faults = {
   },
 }
 
-const durationMs = times(20_000, 3_000)
+const durationMs = times(20_000, 2_000)
 const timeout = isFull ? 120_000 : 40_000
 
 for (const [name, fault] of Object.entries(faults)) {

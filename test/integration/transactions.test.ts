@@ -405,7 +405,7 @@ describe('limits', () => {
   test('timeoutMs ends it with the same error at whatever moment it passes', async () => {
     await using database = await open({ pool: { max: 10 } })
     const sleep = (_: unknown, n: number): Promise<unknown> =>
-      database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 50 + n })
+      database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 200 + n })
     const outcomes: PromiseSettledResult<unknown>[] = []
     for (let round = 0; round < 5; round += 1) {
       outcomes.push(...(await Promise.allSettled(Array.from({ length: 10 }, sleep))))

@@ -111,7 +111,13 @@ test('the size of a value grows with what is in it', () => {
 })
 
 describe('an entry', () => {
-  const facts = { clock: 1_795_000_000_000_001, freshMs: 60_000, graceMs: 5.5, tags: ['a', 'ü', ''] }
+  const facts = {
+    clock: 1_795_000_000_000_001,
+    freshMs: 60_000,
+    graceMs: 5.5,
+    expires: 1_795_000_060_000_000,
+    tags: ['a', 'ü', ''],
+  }
   const packed = packEntry(facts, { bytes: Buffer.from('payload'), flags: 1 })
 
   test('is read as it was written, and no two are the same', () => {
