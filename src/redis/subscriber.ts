@@ -45,36 +45,43 @@ export class RedisSubscriber {
     this.#listeners.set(channel, listeners.add(listener))
     // It connects again when that fails.
     if (this.#connection !== undefined) this.#subscribe(this.#connection, channel, [listener]).catch(() => undefined)
-    else this.#working ??= this.#keepConnected()
+    else this.#working ??= this.#keepConnected().finally(() => (this.#working = undefined))
     return () => this.#forget(channel, listener)
   }
 
   /** Ends it. Never rejects. */
   async close(): Promise<void> {
     this.#closing.abort()
-    this.#connection?.disconnect()
     await this.#working
   }
 
   async #keepConnected(): Promise<void> {
     const { signal } = this.#closing
-    for (let attempt = 0, failures = 0; !signal.aborted && this.#listeners.size > 0; attempt += 1) {
+    for (let attempt = 0, failures = 0; this.#isWanted; attempt += 1) {
       const connection = openSubscriberConnection(this.#target, attempt)
       // Whatever it is, the connection ends with it.
       connection.on('error', () => undefined)
+      const cut = (): void => connection.disconnect()
+      signal.addEventListener('abort', cut, { once: true })
       try {
         await connection.connect()
+        // Nobody may want it any more.
+        if (!this.#isWanted) return
         await this.#serve(connection)
         failures = 0
       } catch {
         failures += 1
       } finally {
+        signal.removeEventListener('abort', cut)
         connection.disconnect()
       }
       const pauseMs = Math.min(reconnectBaseMs * 2 ** failures, reconnectMaxMs) * (0.5 + Math.random() / 2)
       await sleep(pauseMs, undefined, { ref: false, signal }).catch(() => undefined)
     }
-    this.#working = undefined
+  }
+
+  get #isWanted(): boolean {
+    return !this.#closing.signal.aborted && this.#listeners.size > 0
   }
 
   /** Until the connection is lost. */
