@@ -52,6 +52,8 @@ export class RedisClient {
       breaker === false
         ? undefined
         : new CircuitBreaker(target.description, breaker, verdictOf, (state) => observer.onBreaker?.(state))
+    // A node is connected to with its first command, and those behind that would fail.
+    this.#connection.on('+node', (node: Redis) => void node.connect().catch(() => undefined))
     this.#connection.on('error', (error: Error) => {
       this.#lastError = error
     })

@@ -700,3 +700,65 @@ describe('when Redis fails', () => {
     await vi.waitUntil(async () => (await b.cache.get('other')) === undefined, { timeout: 5_000 })
   })
 })
+
+describe('a cluster', () => {
+  /** Nodes that share the slots among them. */
+  async function startCluster(): Promise<readonly OwnServer[]> {
+    const nodes = await Promise.all(
+      Array.from({ length: 3 }, () =>
+        startRedis((port) => {
+          // By default it is too high for the ports that one gets.
+          const busPort = port > 50_000 ? port - 10_000 : port + 10_000
+          return ['--cluster-enabled', 'yes', '--cluster-port', String(busPort), '--cluster-node-timeout', '2000']
+        }),
+      ),
+    )
+    for (const node of nodes) onTestFinished(() => node.stop())
+    const hands = nodes.map(({ url }) => new Redis(url))
+    for (const hand of hands) onTestFinished(() => hand.disconnect())
+    await Promise.all(
+      hands.map((hand, index) =>
+        hand.call(
+          'cluster',
+          'addslotsrange',
+          Math.ceil((index * 16_384) / 3),
+          Math.ceil(((index + 1) * 16_384) / 3) - 1,
+        ),
+      ),
+    )
+    const busPorts = nodes.map(({ port }) => (port > 50_000 ? port - 10_000 : port + 10_000))
+    for (const [index, { port }] of nodes.entries()) {
+      await hands[0]?.call('cluster', 'meet', '127.0.0.1', port, busPorts[index] as number)
+    }
+    await vi.waitUntil(
+      async () =>
+        (await Promise.all(hands.map((hand) => hand.cluster('INFO')))).every((info) => /cluster_state:ok/.test(info)),
+      { timeout: 15_000 },
+    )
+    return nodes
+  }
+
+  test('does what one server does, and loses no more than the keys of a node that is lost', async () => {
+    const nodes = await startCluster()
+    const url = `redis+cluster://${nodes.map(({ port }) => `127.0.0.1:${port}`).join(',')}`
+    const [a, b] = await two({ redis: url, cache: {} })
+    const keys = Array.from({ length: 60 }, (_, n) => `key ${n}`)
+    await Promise.all(
+      keys.map((key) => a.cache.getOrSet(key, loader(key), { tags: [`parity ${Number(key.slice(4)) % 2}`] })),
+    )
+    const never = (): Promise<string> => Promise.reject(new Error('it is there'))
+    await vi.waitUntil(() => a.cache.stats().entries === keys.length)
+    expect(await Promise.all(keys.map((key) => b.cache.getOrSet(key, never)))).toEqual(keys)
+    await a.cache.invalidate({ tags: ['parity 0'], keys: ['key 1'] })
+    await vi.waitUntil(() => b.cache.peek('key 0') === undefined && b.cache.peek('key 1') === undefined)
+    expect((await b.cache.getMany(keys)).size).toBe(29)
+    await b.cache.invalidate({ pattern: 'key ?' })
+    await vi.waitUntil(() => a.cache.peek('key 3') === undefined)
+    expect((await a.cache.getMany(keys)).size).toBe(25)
+    expect(a.cache.stats()).toMatchObject({ redisFailures: 0, queued: 0, gaps: 0 })
+
+    await nodes[2]?.kill('SIGKILL')
+    const values = await Promise.all(keys.map((key) => a.cache.getOrSet(`after ${key}`, loader(key))))
+    expect(values).toEqual(keys)
+  }, 40_000)
+})

@@ -435,9 +435,14 @@ test('a server that freezes while the migrator asks for its own is given up in t
   const failed = migrator.up().catch((error: unknown) => error)
   const start = performance.now()
   // In a transaction the statistics stand still.
-  process.kill(await backendThatRuns(await connect(server.url), '%from public.pgmigrations%'), 'SIGSTOP')
-  expect(await failed).toMatchObject({ code: 'QUERY_TIMEOUT', limitMs: 5_050 })
-  expect(performance.now() - start).toBeLessThan(8_000)
+  const asked = await backendThatRuns(await connect(server.url), '%from public.pgmigrations%')
+  process.kill(asked, 'SIGSTOP')
+  const error = await failed
+  const tookMs = performance.now() - start
+  // Else its server would wait for it when it is stopped.
+  process.kill(asked, 'SIGCONT')
+  expect(error).toMatchObject({ code: 'QUERY_TIMEOUT', limitMs: 5_050 })
+  expect(tookMs).toBeLessThan(8_000)
 }, 30_000)
 
 test('a failure outside the statements of a file says at which step, not that it could not be committed', async () => {

@@ -146,8 +146,8 @@ function startCluster(
   })
 }
 
-/** Starts an empty Redis that keeps nothing on disk and resolves when it answers. */
-export async function startRedis(): Promise<OwnServer> {
+/** Starts an empty Redis that keeps nothing on disk and resolves when it answers. `settings` go into its command line. */
+export async function startRedis(settings: (port: number) => readonly string[] = () => []): Promise<OwnServer> {
   const binary = findRedis()
   if (binary === undefined)
     throw new Error('No redis-server was found on this machine. Install one, or set TEST_REDIS_URL.')
@@ -156,7 +156,7 @@ export async function startRedis(): Promise<OwnServer> {
     prepare: async () => {},
     command: (folder, port) => {
       const place = ['--bind', '127.0.0.1', '--port', String(port), '--dir', folder]
-      return [binary, ...place, '--save', '', '--appendonly', 'no']
+      return [binary, ...place, '--save', '', '--appendonly', 'no', ...settings(port)]
     },
     url: (port) => `redis://127.0.0.1:${port}/0`,
     answers: (_url, port) => redisAnswers(port),

@@ -1,0 +1,27 @@
+/** A process that dies between its COMMIT and the invalidation that belongs to it: `node cache-victim.ts <options as JSON>`. */
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
+import { createDatabase } from '../../src/index.ts'
+
+const { postgresUrl, redisUrl, namespace, holdMs } = JSON.parse(process.argv[2] ?? '') as {
+  readonly postgresUrl: string
+  readonly redisUrl: string
+  readonly namespace: string
+  readonly holdMs: number | false
+}
+
+const database = await createDatabase({
+  postgres: { url: postgresUrl },
+  redis: { url: redisUrl },
+  // Else the update has asked for an invalidation already.
+  cache: { namespace, holdMs, queries: false },
+})
+// A hold needs Redis.
+while (!database.cache.stats().isTrusted) await sleep(5)
+await database.transaction(async () => {
+  await database.query(sql`update items set version = 2 where id = 1`)
+  // Hooks run in the order in which they came.
+  database.afterCommit(() => process.kill(process.pid, 'SIGKILL'))
+  await database.cache.invalidate({ keys: ['by key'], tags: ['items'] })
+})
