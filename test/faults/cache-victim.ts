@@ -4,12 +4,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { createDatabase } from '../../src/index.ts'
 
-const { postgresUrl, redisUrl, namespace, holdMs } = JSON.parse(process.argv[2] ?? '') as {
+/** What it is started with, as JSON in its first argument. */
+export interface VictimOptions {
   readonly postgresUrl: string
   readonly redisUrl: string
   readonly namespace: string
   readonly holdMs: number | false
 }
+
+const { postgresUrl, redisUrl, namespace, holdMs } = JSON.parse(process.argv[2] ?? '') as VictimOptions
 
 const database = await createDatabase({
   postgres: { url: postgresUrl },

@@ -9,6 +9,7 @@ import { createDatabase } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 import { type OwnServer, startRedis } from '../support/servers.ts'
 import type { InstanceOptions, InstanceReport } from './cache-instance.ts'
+import type { VictimOptions } from './cache-victim.ts'
 import { isFull, record, times } from './record.ts'
 import { witness } from './witness.ts'
 
@@ -208,9 +209,8 @@ test('row 24: a process that dies between COMMIT and invalidation leaves nothing
     ]
     expect(await readBoth()).toEqual([1, 1])
     await vi.waitUntil(() => database.cache.stats().entries === 2)
-    const victim = fork(join(import.meta.dirname, 'cache-victim.ts'), [
-      JSON.stringify({ postgresUrl, redisUrl: redis.url, namespace, holdMs }),
-    ])
+    const options: VictimOptions = { postgresUrl, redisUrl: redis.url, namespace, holdMs }
+    const victim = fork(join(import.meta.dirname, 'cache-victim.ts'), [JSON.stringify(options)])
     const signal = await new Promise((resolve) => victim.once('exit', (_, killedBy) => resolve(killedBy)))
     expect(signal).toBe('SIGKILL')
     expect(await admin.value('select version from items')).toBe(2)

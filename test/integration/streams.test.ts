@@ -136,8 +136,8 @@ describe('the rows of a stream', () => {
     // 300 MB in all, of which a reader that kept them would have to hold each.
     const many = sql<{ n: number; text: string }>`select n, repeat('x', 1000) as text from generate_series(1, 300000) n`
     setFlagsFromString('--expose-gc')
-    const collect = runInNewContext('gc') as () => void
-    collect()
+    const collectGarbage = runInNewContext('gc') as () => void
+    collectGarbage()
     const before = process.memoryUsage()
     let mostBytes = 0
     let sum = 0
@@ -145,7 +145,7 @@ describe('the rows of a stream', () => {
       sum += text.length
       if (n % 20_000 !== 0) continue
       // What is only waiting to be collected is no memory that it takes.
-      collect()
+      collectGarbage()
       const { heapUsed, external } = process.memoryUsage()
       mostBytes = Math.max(mostBytes, heapUsed + external - before.heapUsed - before.external)
     }
