@@ -119,6 +119,8 @@ function startCluster(
     max_connections: 300,
     // For standbys that are made while others are, or that were away for a while.
     wal_keep_size: '256MB',
+    // In the folder that is removed: of a server that is killed the system would keep the rest for ever.
+    dynamic_shared_memory_type: 'mmap',
     ...(options.fsync === true ? {} : { fsync: false, synchronous_commit: false, full_page_writes: false }),
     ...options.settings,
   }
