@@ -13,7 +13,13 @@ import type { ReadonlyKysely } from 'kysely/readonly'
 import type { Cache, CacheStats } from './cache/layered-cache.ts'
 import { type CacheRedis, openCache, type OpenCache } from './cache/open-cache.ts'
 import { type CachedOptions, QueryCache } from './cache/query-cache.ts'
-import { type DatabaseOptions, type PostgresOptions, type ResolvedConfig, resolveConfig } from './core/config.ts'
+import {
+  type DatabaseOptions,
+  type PostgresOptions,
+  type RedisTarget,
+  type ResolvedConfig,
+  resolveConfig,
+} from './core/config.ts'
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
 import type { EventSource } from './core/events.ts'
@@ -72,8 +78,7 @@ import { ChunkReader, type RowStream, type StreamOptions } from './postgres/row-
 import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
 import { type Hook, type Scope, type TransactionOptions, Transactions } from './postgres/transaction.ts'
-import { RedisClient } from './redis/client.ts'
-import { RedisSubscriber } from './redis/subscriber.ts'
+import type { RedisClient, RedisObserver } from './redis/client.ts'
 
 /** Where the rows of queries are in the cache. */
 const queryNamespace = 'sql'
@@ -505,7 +510,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const listenerSource =
     config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
   const notifications = openNotifications(parts.engine, listenerSource, config)
-  const { redis, cache } = openRedisAndCache(parts, config)
+  const { redis, cache } = await openRedisAndCache(parts, config)
   const replicas = openReplicas(parts, config, context)
   const close = async (): Promise<void> => {
     // Its handlers may be in the middle of queries.
@@ -534,24 +539,36 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   return database
 }
 
-function openRedisAndCache(
+async function openRedisAndCache(
   { engine, transactions }: EngineParts,
   config: ResolvedConfig,
-): { readonly redis: CacheRedis | undefined; readonly cache: OpenCache } {
+): Promise<{ readonly redis: CacheRedis | undefined; readonly cache: OpenCache }> {
   const { events } = engine
   let cache: OpenCache | undefined
-  const redis = config.redis && {
-    client: new RedisClient(config.redis, config.breaker, {
+  const redis =
+    config.redis &&
+    (await openRedis(config.redis, config.breaker, {
       onReady: () => cache?.redisIsBack(),
       onBreaker: (state) => events.emit('breaker', { state, target: config.redis?.description ?? '' }),
-    }),
-    subscriber: new RedisSubscriber(config.redis),
-  }
+    }))
   cache = openCache(config.cache, redis, () => transactions.current, {
     onTrust: () => events.emit('cache', { state: 'trusted' }),
     onGap: (reason) => events.emit('cache', { state: 'distrusted', reason }),
   })
   return { redis, cache }
+}
+
+/** The driver is loaded only where there is a Redis. */
+async function openRedis(
+  target: RedisTarget,
+  breaker: ResolvedConfig['breaker'],
+  observer: RedisObserver,
+): Promise<CacheRedis> {
+  const [{ RedisClient: Client }, { RedisSubscriber }] = await Promise.all([
+    import('./redis/client.ts'),
+    import('./redis/subscriber.ts'),
+  ])
+  return { client: new Client(target, breaker, observer), subscriber: new RedisSubscriber(target) }
 }
 
 async function closeCache(cache: OpenCache, { logger, pool, cache: { maxTtlMs } }: ResolvedConfig): Promise<void> {

@@ -1,6 +1,6 @@
 import { promisify } from 'node:util'
 import * as zlib from 'node:zlib'
-import { Packr } from 'msgpackr'
+import type { Packr } from 'msgpackr'
 import { DatabaseError } from '../core/errors.ts'
 
 /** How values become bytes. Both keep dates, bigints, bytes, maps and sets. */
@@ -32,8 +32,16 @@ const brotli = { pack: promisify(zlib.brotliCompress), unpack: promisify(zlib.br
 // The default of 11 is for files that are compressed once.
 const brotliOptions = { params: { [zlib.constants.BROTLI_PARAM_QUALITY]: 4 } }
 
-// Each message describes its own records, so that any process can read it.
-const packr = new Packr({ useRecords: true, moreTypes: true, useBigIntExtension: true, int64AsType: 'bigint' })
+/** Loaded when there is something to pack: without Redis there is nothing. */
+let packr: Packr | undefined
+
+async function loadPackr(): Promise<Packr> {
+  const msgpackr = await import('msgpackr')
+  // Each message describes its own records, so that any process can read it.
+  const options = { useRecords: true, moreTypes: true, useBigIntExtension: true, int64AsType: 'bigint' } as const
+  packr ??= new msgpackr.Packr(options)
+  return packr
+}
 
 /** Values to bytes and back. What comes back is equal and as safe to change as a copy. */
 export class Codec {
@@ -49,7 +57,7 @@ export class Codec {
   /** Throws `CACHE_VALUE_UNSUPPORTED` for what would not come back as it is; `found` is what {@link survey} says of the value. */
   async encode(value: unknown, found: Survey = survey(value)): Promise<Encoded> {
     const isJson = this.#name === 'json' || found.needsJson
-    const bytes = isJson ? Buffer.from(toJson(value)) : packr.pack(value)
+    const bytes = isJson ? Buffer.from(toJson(value)) : (packr ?? (await loadPackr())).pack(value)
     const flags = isJson ? jsonFlag : 0
     if (bytes.length <= this.#compressAbove) return { bytes, flags }
     const packed = zstd ? await zstd.pack(bytes) : await brotli.pack(bytes, brotliOptions)
@@ -70,8 +78,9 @@ export class Codec {
   }
 }
 
-function parse(bytes: Buffer, flags: number): unknown {
-  return (flags & jsonFlag) === 0 ? packr.unpack(bytes) : fromJson(bytes.toString())
+function parse(bytes: Buffer, flags: number): Promise<unknown> | unknown {
+  if ((flags & jsonFlag) !== 0) return fromJson(bytes.toString())
+  return packr === undefined ? loadPackr().then((loaded): unknown => loaded.unpack(bytes)) : packr.unpack(bytes)
 }
 
 /**

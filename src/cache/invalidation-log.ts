@@ -29,7 +29,7 @@ export class InvalidationLog {
   version = 0
   readonly #keys = new Map<string, number>()
   readonly #tags = new Map<string, number>()
-  #patterns: { readonly test: (key: string) => boolean; readonly clock: number }[] = []
+  readonly #patterns: { readonly test: (key: string) => boolean; readonly clock: number }[] = []
   readonly #blocked = new Map<Invalidation, (key: string) => boolean>()
 
   /** Whether an entry holds. */
@@ -73,16 +73,6 @@ export class InvalidationLog {
   raiseFloor(clock: number): void {
     if (clock <= this.floor) return
     this.version += 1
-    this.floor = clock
-  }
-
-  /** Forgets everything; the clock has begun anew. */
-  reset(clock: number): void {
-    this.version += 1
-    this.#keys.clear()
-    this.#tags.clear()
-    this.#patterns = []
-    this.clock = clock
     this.floor = clock
   }
 

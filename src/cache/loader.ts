@@ -385,8 +385,7 @@ export class Loader implements InvalidationTarget {
     const decoded = this.#codec.decode(entry.encoded)
     const value = this.memory.keep(decoded instanceof Promise ? await decoded : decoded)
     this.#counts.redisHits += 1
-    // Its bytes are as good a measure as any.
-    this.#remember(key, value, entry, { size: 64 + 2 * entry.encoded.bytes.length, ...remembering })
+    this.#remember(key, value, entry, remembering)
     return value
   }
 

@@ -69,10 +69,6 @@ export class RedisClient {
     return this.#connection.status === 'ready' && this.#breaker?.state !== 'open'
   }
 
-  get breakerState(): BreakerState {
-    return this.#breaker?.state ?? 'closed'
-  }
-
   /** Makes a script callable by {@link call}. */
   define({ name, lua }: Script): void {
     this.#connection.defineCommand(name, { lua })

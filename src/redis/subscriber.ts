@@ -34,11 +34,6 @@ export class RedisSubscriber {
     this.#target = target
   }
 
-  /** Whether the connection is there. */
-  get isConnected(): boolean {
-    return this.#connection !== undefined
-  }
-
   /** Listens from now on, and gives what ends that. */
   listen(channel: string, listener: ChannelListener): () => void {
     const listeners = this.#listeners.get(channel) ?? new Set()

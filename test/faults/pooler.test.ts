@@ -1,8 +1,8 @@
 import { randomInt } from 'node:crypto'
 import { sql } from 'kysely'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import type { Database, PostgresOptions } from '../../src/index.ts'
-import { onEachServerConnection, startPgBouncer } from '../support/pgbouncer.ts'
+import type { Database } from '../../src/index.ts'
+import { onEachServerConnection, poolerWays, startPgBouncer } from '../support/pgbouncer.ts'
 import { type OwnServer, startPostgres } from '../support/servers.ts'
 import { open } from './open.ts'
 import { isFull, record, tally, times } from './record.ts'
@@ -53,14 +53,7 @@ const works: readonly ((database: Database<Tables>, id: number) => Promise<unkno
     }),
 ]
 
-const ways: readonly (readonly [string, Omit<PostgresOptions, 'url'>])[] = [
-  ['by default', {}],
-  ['preparing at the first use', { preparedStatements: { threshold: 1 } }],
-  ['without prepared statements', { preparedStatements: false }],
-  ['without the pipeline', { pipeline: false }],
-]
-
-test.each(ways)(
+test.each(poolerWays)(
   'row 21: behind PgBouncer in transaction mode %s no prepared statement is missed and no setting leaks',
   async (how, options) => {
     const runs = times(5_000, 300)

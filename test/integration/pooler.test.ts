@@ -17,7 +17,7 @@ import {
 } from '../../src/index.ts'
 import { createMigrator } from '../../src/migrate.ts'
 import { type Witness, witness } from '../faults/witness.ts'
-import { askConsole, onEachServerConnection, startPgBouncer } from '../support/pgbouncer.ts'
+import { askConsole, onEachServerConnection, poolerWays, startPgBouncer } from '../support/pgbouncer.ts'
 import { type Proxy, startProxy } from '../support/proxy.ts'
 import { type OwnServer, startPostgres, startStandby } from '../support/servers.ts'
 
@@ -163,14 +163,7 @@ async function crowd(database: Database<DB>): Promise<AsyncDisposable> {
 }
 
 describe('statements', () => {
-  const ways: readonly (readonly [string, Omit<PostgresOptions, 'url'>])[] = [
-    ['by default', {}],
-    ['preparing at the first use', { preparedStatements: { threshold: 1 } }],
-    ['without prepared statements', { preparedStatements: false }],
-    ['without the pipeline', { pipeline: false }],
-  ]
-
-  test.each(ways)(
+  test.each(poolerWays)(
     '%s are answered right to many callers at once, whatever connection they meet',
     async (_, options) => {
       await using database = await open({ ...options, pool: { max: 10 } })

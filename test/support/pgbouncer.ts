@@ -3,6 +3,7 @@
 import { accessSync, constants, writeFileSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { Client } from 'pg'
+import type { PostgresOptions } from '../../src/index.ts'
 import { type OwnServer, startServer } from './servers.ts'
 
 /** Settings of {@link startPgBouncer}. */
@@ -96,6 +97,14 @@ export async function onEachServerConnection<Row extends object>(
     await Promise.all(clients.map((client) => client.end()))
   }
 }
+
+/** Settings that change how statements go through a pooler, by what they do. */
+export const poolerWays: readonly (readonly [string, Omit<PostgresOptions, 'url'>])[] = [
+  ['by default', {}],
+  ['preparing at the first use', { preparedStatements: { threshold: 1 } }],
+  ['without prepared statements', { preparedStatements: false }],
+  ['without the pipeline', { pipeline: false }],
+]
 
 /** The program of the first PgBouncer on this machine. */
 export function findPgBouncer(): string | undefined {
