@@ -2,16 +2,16 @@ import { randomBytes } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { Encoded } from './codec.ts'
 
-/** What is known of a cached value beside it. Times are milliseconds. */
+/** What is known of a cached value beside it. */
 export interface EntryFacts {
   /** When its loading began, by the clock of the invalidations: one with a later clock has not seen it. */
   readonly clock: number
-  /** How long it counts as fresh, from when it was stored. */
-  readonly freshMs: number
-  /** How long it is kept beyond that. */
-  readonly graceMs: number
-  /** When Redis lets go of it, by its own time, in microseconds; 0 where that is not known. */
+  /** When Redis lets go of it, by its own time, in microseconds. */
   readonly expires: number
+  /** How many milliseconds before that it counts as stale. */
+  readonly graceMs: number
+  /** About how many bytes its value takes in memory. */
+  readonly size: number
   readonly tags: readonly string[]
 }
 
@@ -19,75 +19,75 @@ export interface EntryFacts {
 export interface StoredEntry extends EntryFacts {
   readonly encoded: Encoded
   /** The bytes that tell it from all others, for compare-and-set. */
-  readonly header: Buffer
+  readonly header: string
 }
 
-// Second and third byte of all that is ours. The first is the kind: V a value, L a lease, T a hold.
-const magic = Buffer.from([0, 0x6b])
-const version = 1
-const idSize = 8
-const headerSize = 1 + magic.length + 1 + idSize
-const checksumAt = headerSize + 1 + 4 * 8
-const fixedSize = checksumAt + 4 + 4
+// Second and third byte of all that is ours. The first is the kind: V a value, L a lease, T a hold. All of a header is ASCII.
+const magic = '\0k'
+const version = '\u0001'
+const beginning = `V${magic}${version}`
+const idSize = 16
+const headerSize = beginning.length + idSize
+// A checksum, flags, clock, end, grace, size, and how long the tags are.
+const flagsAt = headerSize + 4
+const tagsAt = flagsAt + 1 + 4 * 8 + 4
 
 // Random once, and then counted: no two entries have the same, in whatever process.
-const ids = randomBytes(idSize)
-let entries = ids.readUInt32BE(4)
+const ownId = randomBytes(6).toString('base64')
+let entries = 0
 
-function nextId(bytes: Buffer, at: number): void {
-  entries = (entries + 1) >>> 0
-  ids.copy(bytes, at, 0, 4)
-  bytes.writeUInt32BE(entries, at + 4)
+function nextHeader(): string {
+  entries += 1
+  return `${beginning}${ownId}${entries.toString(36).padStart(idSize - ownId.length, '0')}`
 }
 
 /** What stands under a key: a lease of whoever loads, or the hold of a transaction that is about to commit. */
-export function marker(kind: 'L' | 'T', owner: string): Buffer {
-  return Buffer.concat([Buffer.from(kind), magic, Buffer.from(owner)])
+export function marker(kind: 'L' | 'T', owner: string): string {
+  return `${kind}${magic}${owner}`
 }
 
 /** The bytes of an entry, which no other has. */
-export function packEntry({ clock, freshMs, graceMs, expires, tags }: EntryFacts, { bytes, flags }: Encoded): Buffer {
-  const list = Buffer.from(JSON.stringify(tags))
-  const entry = Buffer.allocUnsafe(fixedSize + list.length + bytes.length)
-  entry[0] = 0x56
-  magic.copy(entry, 1)
-  entry[1 + magic.length] = version
-  nextId(entry, headerSize - idSize)
-  entry[headerSize] = flags
-  entry.writeDoubleBE(clock, headerSize + 1)
-  entry.writeDoubleBE(freshMs, headerSize + 9)
-  entry.writeDoubleBE(graceMs, headerSize + 17)
-  entry.writeDoubleBE(expires, headerSize + 25)
-  entry.writeUInt32BE(list.length, checksumAt + 4)
-  list.copy(entry, fixedSize)
-  bytes.copy(entry, fixedSize + list.length)
-  entry.writeUInt32BE(checksumOf(entry), checksumAt)
+export function packEntry({ clock, expires, graceMs, size, tags }: EntryFacts, { bytes, flags }: Encoded): Buffer {
+  const list = tags.length === 0 ? '' : JSON.stringify(tags)
+  const listSize = Buffer.byteLength(list)
+  const entry = Buffer.allocUnsafe(tagsAt + listSize + bytes.length)
+  entry.write(nextHeader(), 'latin1')
+  entry[flagsAt] = flags
+  entry.writeDoubleBE(clock, flagsAt + 1)
+  entry.writeDoubleBE(expires, flagsAt + 9)
+  entry.writeDoubleBE(graceMs, flagsAt + 17)
+  entry.writeDoubleBE(size, flagsAt + 25)
+  entry.writeUInt32BE(listSize, tagsAt - 4)
+  entry.write(list, tagsAt)
+  bytes.copy(entry, tagsAt + listSize)
+  entry.writeUInt32BE(checksumOf(entry), headerSize)
   return entry
 }
 
 /** The entry, `damaged` when it is one of ours that cannot be trusted, or `foreign`. */
 export function unpackEntry(bytes: Buffer): StoredEntry | 'damaged' | 'foreign' {
-  if (bytes[0] !== 0x56 || !bytes.subarray(1, 1 + magic.length).equals(magic)) return 'foreign'
-  if (bytes.length < fixedSize || bytes[1 + magic.length] !== version) return 'damaged'
-  if (bytes.readUInt32BE(checksumAt) !== checksumOf(bytes)) return 'damaged'
-  const listEnd = fixedSize + bytes.readUInt32BE(checksumAt + 4)
+  const header = headerOf(bytes)
+  if (!header.startsWith(`V${magic}`)) return 'foreign'
+  if (bytes.length < tagsAt || !header.startsWith(beginning)) return 'damaged'
+  if (bytes.readUInt32BE(headerSize) !== checksumOf(bytes)) return 'damaged'
+  const listEnd = tagsAt + bytes.readUInt32BE(tagsAt - 4)
   return {
-    clock: bytes.readDoubleBE(headerSize + 1),
-    freshMs: bytes.readDoubleBE(headerSize + 9),
-    graceMs: bytes.readDoubleBE(headerSize + 17),
-    expires: bytes.readDoubleBE(headerSize + 25),
-    tags: JSON.parse(bytes.toString('utf8', fixedSize, listEnd)) as string[],
-    encoded: { bytes: bytes.subarray(listEnd), flags: bytes[headerSize] as number },
-    header: bytes.subarray(0, headerSize),
+    clock: bytes.readDoubleBE(flagsAt + 1),
+    expires: bytes.readDoubleBE(flagsAt + 9),
+    graceMs: bytes.readDoubleBE(flagsAt + 17),
+    size: bytes.readDoubleBE(flagsAt + 25),
+    tags: listEnd === tagsAt ? [] : (JSON.parse(bytes.toString('utf8', tagsAt, listEnd)) as string[]),
+    encoded: { bytes: bytes.subarray(listEnd), flags: bytes[flagsAt] as number },
+    header,
   }
 }
 
-/** The bytes of an entry that tell it from others, also of one that is damaged. */
-export function headerOf(bytes: Buffer): Buffer {
-  return bytes.subarray(0, headerSize)
+/** What tells an entry from others, also one that is damaged. */
+export function headerOf(bytes: Buffer): string {
+  return bytes.toString('latin1', 0, headerSize)
 }
 
-/** Of everything but itself. */
+/** Of the id, and of all behind the checksum. */
 function checksumOf(entry: Buffer): number {
-  return crc32(entry.subarray(checksumAt + 4), crc32(entry.subarray(0, checksumAt)))
+  return crc32(entry.subarray(flagsAt), crc32(entry.subarray(0, headerSize)))
 }

@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ChannelListener, RedisSubscriber } from '../redis/subscriber.ts'
+import { Batch } from './batch.ts'
 import { type Invalidation, InvalidationLog, nothing } from './invalidation-log.ts'
-import { readTickMessage, type RedisTier, type TickMessage } from './redis-tier.ts'
+import { readTickMessage, type RedisTier, type Tick, type TickMessage } from './redis-tier.ts'
 
 /** Who holds what is invalidated. */
 export interface InvalidationTarget {
@@ -52,6 +53,7 @@ export class Invalidations implements ChannelListener {
   readonly #target: InvalidationTarget
   readonly #settings: InvalidationSettings
   readonly #observer: InvalidationObserver
+  readonly #sending: Batch<Invalidation, Tick> = new Batch((all) => this.#send(all))
   #queue: readonly Invalidation[] = []
   #draining: Promise<void> | undefined
   #retryTimer: NodeJS.Timeout | undefined
@@ -119,7 +121,8 @@ export class Invalidations implements ChannelListener {
     }
     this.log.block(what)
     try {
-      const { clock } = await this.#tier.invalidate(what, owner)
+      // What many transactions end at the same time is told at once.
+      const { clock } = await (owner === undefined ? this.#sending.add(what) : this.#tier.invalidate(what, owner))
       this.log.note(what, clock)
       this.log.unblock(what)
       return clock
@@ -245,6 +248,11 @@ export class Invalidations implements ChannelListener {
     }
   }
 
+  async #send(all: readonly Invalidation[]): Promise<readonly Tick[]> {
+    const tick = await (this.#tier as RedisTier).invalidate(mergedOf(all))
+    return all.map(() => tick)
+  }
+
   #enqueue(what: Invalidation): void {
     this.#queue = [...this.#queue, what]
     if (this.#queued > this.#settings.maxQueued) this.#collapse()
@@ -276,12 +284,7 @@ export class Invalidations implements ChannelListener {
     try {
       while (this.#queue.length > 0) {
         const batch = this.#queue.slice(0, batchSize)
-        const merged: Invalidation = {
-          keys: batch.flatMap(({ keys }) => keys),
-          tags: batch.flatMap(({ tags }) => tags),
-          patterns: batch.flatMap(({ patterns }) => patterns),
-          all: batch.some(({ all }) => all === true),
-        }
+        const merged = mergedOf(batch)
         const tick = await this.#tier?.invalidate(merged)
         this.log.note(merged, tick?.clock ?? this.next())
         this.#queue = this.#queue.filter((what) => !batch.includes(what))
@@ -293,6 +296,19 @@ export class Invalidations implements ChannelListener {
       this.#draining = undefined
     }
   }
+}
+
+function mergedOf(all: readonly Invalidation[]): Invalidation {
+  return {
+    keys: unique(all.flatMap(({ keys }) => keys)),
+    tags: unique(all.flatMap(({ tags }) => tags)),
+    patterns: unique(all.flatMap(({ patterns }) => patterns)),
+    all: all.some((what) => what.all === true),
+  }
+}
+
+function unique(names: readonly string[]): readonly string[] {
+  return names.length > 1 ? [...new Set(names)] : names
 }
 
 function sizeOf({ keys, tags, patterns }: Invalidation): number {

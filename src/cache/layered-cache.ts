@@ -1,3 +1,4 @@
+import { coarseNow } from '../core/coarse-clock.ts'
 import { DatabaseError } from '../core/errors.ts'
 import type { Invalidation } from './invalidation-log.ts'
 import type { Invalidations, InvalidationStats } from './invalidations.ts'
@@ -132,7 +133,7 @@ export class LayeredCache implements Cache {
     const name = this.#nameOf(key)
     if (this.#parts.transaction()?.bypassesCache) return undefined
     const { loader } = this.#parts
-    const entry = loader.hit(name, performance.now())
+    const entry = loader.hit(name)
     return entry && (loader.memory.give(entry.value) as T)
   }
 
@@ -141,13 +142,16 @@ export class LayeredCache implements Cache {
     const transaction = this.#parts.transaction()
     if (transaction !== undefined) return this.#readInside(this.#nameOf(key), load, transaction)
     const { loader } = this.#parts
-    const now = performance.now()
-    const entry = loader.hit(name, now)
+    const entry = loader.hit(name)
     if (entry !== undefined) {
-      if (entry.refreshAt <= now) loader.refresh(name, load, this.#policyOf(options))
-      return Promise.resolve(loader.memory.give(entry.value) as T)
+      if (entry.refreshAt <= coarseNow()) loader.refresh(name, load, this.#policyOf(options))
+      return loader.memory.promise(entry) as Promise<T>
     }
-    return this.#load(key, load, options)
+    try {
+      return loader.load(this.#nameOf(key), load, this.#policyOf(options))
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
   }
 
   async set<T>(key: string, value: T, options?: CacheEntryOptions<T>): Promise<void> {
@@ -192,10 +196,6 @@ export class LayeredCache implements Cache {
     const reads = hits + counts.misses
     const { count: entries, bytes } = loader.memory
     return { ...counts, ...invalidations.stats(), entries, bytes, hitRate: reads === 0 ? 0 : hits / reads }
-  }
-
-  async #load<T>(key: string, load: () => Promise<T> | T, options: CacheEntryOptions<T> | undefined): Promise<T> {
-    return this.#parts.loader.load(this.#nameOf(key), load, this.#policyOf(options))
   }
 
   /** What is loaded in a transaction is for nobody else. */

@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { coarseNow } from '../core/coarse-clock.ts'
 import { DatabaseError } from '../core/errors.ts'
 import { type Codec, type Survey, survey } from './codec.ts'
-import { headerOf, packEntry, type StoredEntry } from './entry.ts'
+import { type EntryFacts, headerOf, packEntry, type StoredEntry } from './entry.ts'
 import { concernedBy, type Invalidation } from './invalidation-log.ts'
 import type { Invalidations, InvalidationTarget } from './invalidations.ts'
 import type { MemoryEntry, MemoryTier } from './memory-tier.ts'
@@ -55,11 +56,12 @@ export interface LoaderSettings {
 /** One loading, which all who ask for its key wait for. */
 interface Flight {
   readonly promise: Promise<unknown>
+  give(value: unknown): void
   readonly tags: readonly string[]
   /** By the clock of the invalidations, since when it is loaded. */
   clock?: number
   /** What others wait for. */
-  lease?: Buffer | undefined
+  lease?: string | undefined
   /** What Redis has, for when the loading fails or takes too long. */
   stale?: Stale
   /** Something of it was invalidated since it began: its value is for those who wait already, and is not kept. */
@@ -69,16 +71,17 @@ interface Flight {
 /** A value and what entitles to keep it. */
 interface Right {
   readonly clock: number
-  /** It is an old entry that is there, and a lock that others do not wait for. */
+  /** What must be under the key in Redis for it to be put there: a lease, or the header of the entry that it replaces. */
+  readonly expected: string | undefined
+  /** It is an old entry, and a lock that others do not wait for. */
   readonly isLocked?: boolean
-  /** What must be under the key in Redis for it to be put there: a lease, or the entry that it replaces. */
-  readonly expected: Buffer | undefined
 }
 
 interface Stale {
   readonly value: unknown
 }
 
+const noTags: readonly string[] = []
 const firstPollMs = 4
 const longestPollMs = 50
 
@@ -89,8 +92,9 @@ export class Loader implements InvalidationTarget {
   readonly #codec: Codec
   readonly #settings: LoaderSettings
   readonly #flights = new Map<string, Flight>()
-  /** What goes on although nobody waits for it. */
-  readonly #behind = new Set<Promise<unknown>>()
+  /** How much goes on although nobody waits for it, and who waits until it is none. */
+  #behind = 0
+  #settled: PromiseWithResolvers<void> | undefined
   readonly #counts = {
     memoryHits: 0,
     redisHits: 0,
@@ -135,17 +139,16 @@ export class Loader implements InvalidationTarget {
   }
 
   /** A fresh value in memory, or `undefined`; counts as a hit. */
-  hit(key: string, now: number): MemoryEntry | undefined {
+  hit(key: string): MemoryEntry | undefined {
     const entry = this.inMemory(key)
-    if (entry === undefined || entry.freshUntil <= now) return undefined
+    if (entry === undefined || entry.freshUntil <= coarseNow()) return undefined
     this.#counts.memoryHits += 1
     return entry
   }
 
   /** A value that is there, in memory or Redis, and nothing is loaded. */
   async find(key: string, policy: EntryPolicy): Promise<{ readonly value: unknown } | undefined> {
-    const now = performance.now()
-    const entry = policy.usesMemory ? this.hit(key, now) : undefined
+    const entry = policy.usesMemory ? this.hit(key) : undefined
     if (entry) return { value: this.memory.give(entry.value) }
     const tier = this.#tier
     if (tier?.isReady !== true || this.#invalidations.log.isBlocked(key, [])) return this.#missed()
@@ -153,7 +156,7 @@ export class Loader implements InvalidationTarget {
     try {
       const found = await this.#freshIn(tier, key)
       if (found === undefined) return this.#missed()
-      return { value: this.memory.give(await this.#take(key, found.entry, { policy, leftMs: found.leftMs, epoch })) }
+      return { value: this.memory.give(await this.#take(key, found.entry, policy, found.leftMs, epoch)) }
     } catch {
       this.#counts.redisFailures += 1
       return this.#missed()
@@ -162,16 +165,18 @@ export class Loader implements InvalidationTarget {
 
   /** The value, loaded if need be, once for all who ask while it is. */
   load<T>(key: string, load: () => Promise<T> | T, policy: EntryPolicy<T>): Promise<T> {
-    const flight = this.#flights.get(key)
     const any = policy as EntryPolicy
-    return this.#waitFor(flight ?? this.#takeOff(key, load, any), key, any) as Promise<T>
+    const flight = this.#flights.get(key) ?? this.#takeOff(key, load, any)
+    const { softTimeoutMs, loadTimeoutMs, whileRevalidate } = policy
+    const isPatient = softTimeoutMs === false && loadTimeoutMs === false && !whileRevalidate
+    const value = isPatient ? flight.promise : this.#waitFor(flight, key, any)
+    return (this.memory.givesItself ? value : value.then((kept) => this.memory.give(kept))) as Promise<T>
   }
 
   /** Loads a value anew behind those who read it. */
   refresh<T>(key: string, load: () => Promise<T> | T, policy: EntryPolicy<T>): void {
     if (this.#flights.has(key)) return
-    const refreshing = this.#refresh(key, load, policy as EntryPolicy)
-    this.#goOn(refreshing.catch(() => undefined))
+    void this.#refresh(key, load, policy as EntryPolicy)
   }
 
   /** Throws `CACHE_VALUE_UNSUPPORTED` for a value that cannot be kept. */
@@ -189,9 +194,9 @@ export class Loader implements InvalidationTarget {
     const invalidated = await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
     if (invalidated === undefined) return
     const clock = tier === undefined ? this.#invalidations.next() : invalidated + 1
-    const facts = factsOf(value, clock, policy, tier)
+    const facts = factsOf(value, clock, policy, found.size, tier)
     if (facts === undefined) return
-    let header: Buffer | undefined
+    let header: string | undefined
     if (tier !== undefined) {
       const entry = packEntry(facts, await this.#codec.encode(value, found))
       header = headerOf(entry)
@@ -202,8 +207,7 @@ export class Loader implements InvalidationTarget {
         return
       }
     }
-    const leftMs = facts.freshMs + facts.graceMs
-    this.#remember(key, kept, { ...facts, header }, { policy, leftMs, epoch, size: found.size })
+    this.#remember(key, kept, { ...facts, header }, policy, facts.freshMs + facts.graceMs, epoch)
   }
 
   drop(what: Invalidation, clock: number): void {
@@ -231,7 +235,9 @@ export class Loader implements InvalidationTarget {
 
   /** Waits for what goes on behind. */
   async settle(): Promise<void> {
-    while (this.#behind.size > 0) await Promise.all(this.#behind)
+    if (this.#behind === 0) return
+    this.#settled ??= Promise.withResolvers<void>()
+    await this.#settled.promise
   }
 
   #detach(key: string, flight: Flight): void {
@@ -240,7 +246,7 @@ export class Loader implements InvalidationTarget {
     // Whoever loads it anew need not wait for one that is of no use.
     const { lease } = flight
     flight.lease = undefined
-    if (lease !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, lease)))
+    if (lease !== undefined) void this.#quietly(this.#tier?.discard(key, lease))
   }
 
   /** From now on, whoever asks for it has it loaded. */
@@ -257,14 +263,12 @@ export class Loader implements InvalidationTarget {
     const { promise, resolve, reject } = Promise.withResolvers<unknown>()
     const flight: Flight = {
       promise,
-      tags: Array.isArray(policy.tags) ? (policy.tags as string[]) : [],
+      give: resolve,
+      tags: Array.isArray(policy.tags) ? (policy.tags as string[]) : noTags,
       isDirty: false,
     }
     this.#flights.set(key, flight)
-    // Whoever waits hears of its failure; perhaps nobody does any more.
-    promise.catch(() => undefined)
-    const flying = this.#fly(key, load, policy, flight, resolve).catch(reject)
-    this.#goOn(flying.finally(() => this.#leave(key, flight)))
+    void this.#fly(key, load, policy, flight, reject)
     return flight
   }
 
@@ -274,31 +278,51 @@ export class Loader implements InvalidationTarget {
     load: () => unknown,
     policy: EntryPolicy,
     flight: Flight,
-    give: (value: unknown) => void,
+    fail: (error: unknown) => void,
   ): Promise<void> {
-    const { epoch } = this.#invalidations
-    const right = await this.#acquire(key, policy, flight, epoch, give)
-    if (right === undefined) return
+    this.#behind += 1
+    try {
+      const { epoch } = this.#invalidations
+      const right = await this.#acquire(key, policy, flight, epoch)
+      if (right !== undefined) await this.#loadAndFill(key, load, policy, flight, epoch, right)
+    } catch (error) {
+      const stale = this.#staleOf(key, flight)
+      if (stale === undefined) fail(error)
+      else flight.give(this.#countStale(stale))
+    } finally {
+      this.#leave(key, flight)
+      this.#done()
+    }
+  }
+
+  async #loadAndFill(
+    key: string,
+    load: () => unknown,
+    policy: EntryPolicy,
+    flight: Flight,
+    epoch: number,
+    { clock, expected, isLocked = false }: Right,
+  ): Promise<void> {
     this.#counts.misses += 1
-    flight.clock = right.clock
-    flight.lease = right.isLocked ? undefined : right.expected
+    flight.clock = clock
+    flight.lease = isLocked ? undefined : expected
     try {
       const value = await this.#loadNow(load)
       const found = this.#surveyOf(value)
-      const facts = found && factsOf(value, right.clock, policy, this.#tier)
+      const facts = found && factsOf(value, clock, policy, found.size, this.#tier)
       if (found === undefined || facts === undefined) {
         this.#leave(key, flight)
-        return give(value)
+        return flight.give(value)
       }
       const kept = this.memory.keep(value)
-      give(kept)
-      if (await this.#fill(key, kept, facts, { policy, flight, epoch, expected: right.expected, size: found.size })) {
-        flight.lease = undefined
-      }
+      // Without Redis it is kept at once.
+      if (this.#tier === undefined) this.#leave(key, flight)
+      flight.give(kept)
+      if (await this.#fill(key, kept, facts, found, { policy, flight, epoch, expected })) flight.lease = undefined
     } finally {
       // Others wait for as long as it is there.
-      if (flight.lease !== undefined) this.#goOn(this.#quietly(this.#tier?.discard(key, flight.lease)))
-      if (right.isLocked) this.#goOn(this.#quietly(this.#tier?.unlock(key)))
+      if (flight.lease !== undefined) void this.#quietly(this.#tier?.discard(key, flight.lease))
+      if (isLocked) void this.#quietly(this.#tier?.unlock(key))
     }
   }
 
@@ -313,45 +337,32 @@ export class Loader implements InvalidationTarget {
   }
 
   /** Gives a value that Redis has; else says with what right one may be loaded and kept. */
-  async #acquire(
-    key: string,
-    policy: EntryPolicy,
-    flight: Flight,
-    epoch: number,
-    give: (value: unknown) => void,
-  ): Promise<Right | undefined> {
+  async #acquire(key: string, policy: EntryPolicy, flight: Flight, epoch: number): Promise<Right | undefined> {
     const { log } = this.#invalidations
     const tier = this.#tier
     if (tier === undefined) return { clock: this.#invalidations.next(), expected: undefined }
     const until = performance.now() + this.#settings.leaseMs
     try {
-      const fresh =
-        tier.isReady && this.#invalidations.isTrusted && !log.isBlocked(key, flight.tags) && (await tier.getFresh(key))
-      if (fresh && log.holds(key, fresh.entry.clock, fresh.entry.tags) && !flight.isDirty) {
-        give(await this.#take(key, fresh.entry, { policy, leftMs: fresh.leftMs, epoch }))
-        return undefined
-      }
       for (let pauseMs = firstPollMs; tier.isReady && !log.isBlocked(key, flight.tags); pauseMs *= 2) {
-        const { found, now } = await tier.acquire(key, this.#invalidations.isTrusted)
+        const { found, now } = await tier.acquire(key)
         log.raiseFloor(now.floor)
         if (found.kind === 'lease') return { clock: now.present, expected: found.lease }
         if (found.kind === 'value') {
           const { entry, leftMs } = found
-          if (!(await this.#holds(key, entry))) {
+          const holds = this.#holds(key, entry)
+          if (!(typeof holds === 'boolean' ? holds : await holds)) {
             // Exactly this one: meanwhile there may be the hold of a transaction.
             await tier.discard(key, entry.header)
             continue
           }
           if (leftMs > entry.graceMs) {
-            give(await this.#take(key, entry, { policy, leftMs, epoch }))
+            flight.give(this.#take(key, entry, policy, leftMs, epoch))
             return undefined
           }
-          const value = this.memory.keep(await this.#codec.decode(entry.encoded))
-          flight.stale = { value }
+          flight.stale = { value: this.memory.keep(await this.#codec.decode(entry.encoded)) }
           const isFirst = await tier.lock(key, this.#settings.leaseMs)
           if (policy.whileRevalidate || !isFirst) {
-            this.#counts.stale += 1
-            give(value)
+            flight.give(this.#countStale(flight.stale))
           }
           return isFirst ? { clock: now.present, expected: entry.header, isLocked: true } : undefined
         }
@@ -365,28 +376,31 @@ export class Loader implements InvalidationTarget {
     return { clock: 0, expected: undefined }
   }
 
-  /** A fresh entry that holds. Who hears of invalidations need not ask for the clock. */
+  /** A fresh entry that holds. */
   async #freshIn(
     tier: RedisTier,
     key: string,
   ): Promise<{ readonly entry: StoredEntry; readonly leftMs: number } | undefined> {
-    const { log, isTrusted } = this.#invalidations
-    const fresh = isTrusted ? await tier.getFresh(key) : undefined
-    if (fresh && log.holds(key, fresh.entry.clock, fresh.entry.tags)) return fresh
-    if (isTrusted && tier.time !== undefined) return undefined
     const { found, now } = await tier.look(key)
-    log.raiseFloor(now.floor)
+    this.#invalidations.log.raiseFloor(now.floor)
     if (found.kind !== 'value' || found.leftMs <= found.entry.graceMs) return undefined
     return (await this.#holds(key, found.entry)) ? found : undefined
   }
 
   /** The value of an entry of Redis, which is kept in memory as long as it holds. */
-  async #take(key: string, entry: StoredEntry, remembering: Remembering): Promise<unknown> {
+  #take(key: string, entry: StoredEntry, policy: EntryPolicy, leftMs: number, epoch: number): unknown {
     const decoded = this.#codec.decode(entry.encoded)
-    const value = this.memory.keep(decoded instanceof Promise ? await decoded : decoded)
+    if (decoded instanceof Promise) {
+      return decoded.then((value: unknown) => this.#keep(key, value, entry, policy, leftMs, epoch))
+    }
+    return this.#keep(key, decoded, entry, policy, leftMs, epoch)
+  }
+
+  #keep(key: string, value: unknown, entry: StoredEntry, policy: EntryPolicy, leftMs: number, epoch: number): unknown {
+    const kept = this.memory.keep(value)
     this.#counts.redisHits += 1
-    this.#remember(key, value, entry, remembering)
-    return value
+    this.#remember(key, kept, entry, policy, leftMs, epoch)
+    return kept
   }
 
   async #loadNow(load: () => unknown): Promise<unknown> {
@@ -403,17 +417,18 @@ export class Loader implements InvalidationTarget {
   async #fill(
     key: string,
     value: unknown,
-    facts: EntryFacts,
-    { policy, flight, epoch, expected, size }: Filling,
+    facts: NewEntry,
+    found: Survey,
+    { policy, flight, epoch, expected }: Filling,
   ): Promise<boolean> {
     const tier = this.#tier
     if (flight.isDirty) return this.#refuse()
     const leftMs = facts.freshMs + facts.graceMs
-    let header: Buffer | undefined
+    let header: string | undefined
     if (tier !== undefined) {
-      if (expected === undefined) return this.#rememberWithout(key, value, facts, size, policy, flight)
+      if (expected === undefined) return this.#rememberWithout(key, value, facts, policy, flight)
       try {
-        const entry = packEntry(facts, await this.#codec.encode(value))
+        const entry = packEntry(facts, await this.#codec.encode(value, found))
         header = headerOf(entry)
         if (!(await tier.swap(key, expected, entry, leftMs))) return this.#refuse()
       } catch {
@@ -422,7 +437,7 @@ export class Loader implements InvalidationTarget {
       }
       if (flight.isDirty) return this.#refuse()
     }
-    this.#remember(key, value, { ...facts, header }, { policy, leftMs, epoch, size })
+    this.#remember(key, value, { ...facts, header }, policy, leftMs, epoch)
     return true
   }
 
@@ -435,15 +450,14 @@ export class Loader implements InvalidationTarget {
   #rememberWithout(
     key: string,
     value: unknown,
-    facts: EntryFacts,
-    size: number,
+    facts: NewEntry,
     policy: EntryPolicy,
-    flight: Flight,
+    { isDirty }: Pick<Flight, 'isDirty'>,
   ): boolean {
     const { memoryTtlWithoutRedisMs } = this.#settings
     const { log, isTrusted } = this.#invalidations
     if (isTrusted || this.#tier?.isReady === true || memoryTtlWithoutRedisMs === 0) return false
-    if (!policy.usesMemory || flight.isDirty || log.isBlocked(key, facts.tags)) return false
+    if (!policy.usesMemory || isDirty || log.isBlocked(key, facts.tags)) return false
     const now = performance.now()
     const until = now + Math.min(memoryTtlWithoutRedisMs, facts.freshMs)
     this.memory.set(key, {
@@ -453,7 +467,7 @@ export class Loader implements InvalidationTarget {
       freshUntil: until,
       refreshAt: until,
       staleUntil: until,
-      size,
+      size: facts.size,
       checkedAt: -1,
     })
     return true
@@ -462,14 +476,16 @@ export class Loader implements InvalidationTarget {
   #remember(
     key: string,
     value: unknown,
-    entry: EntryFacts & { readonly header?: Buffer | undefined },
-    { policy, leftMs, epoch, size = survey(value).size }: Remembering,
+    entry: EntryFacts & { readonly header: string | undefined },
+    policy: EntryPolicy,
+    leftMs: number,
+    epoch: number,
   ): void {
     if (!policy.usesMemory) return
     const { log, isTrusted } = this.#invalidations
     // What was missed meanwhile may have been about this.
     if (!isTrusted || epoch !== this.#invalidations.epoch || !log.holds(key, entry.clock, entry.tags)) return
-    const now = performance.now()
+    const now = coarseNow()
     const mostMs = this.#settings.memoryTtlMs * (1 - Math.random() / 10)
     const freshMs = Math.min(leftMs - entry.graceMs, mostMs)
     if (freshMs <= 0) return
@@ -480,37 +496,34 @@ export class Loader implements InvalidationTarget {
       freshUntil: now + freshMs,
       refreshAt: now + freshMs * policy.refreshAfter,
       staleUntil: now + Math.min(leftMs, mostMs + entry.graceMs),
-      size,
+      size: entry.size,
       header: entry.header,
       checkedAt: log.version,
     })
   }
 
   /** Whether an entry of Redis holds; who does not hear of invalidations has to ask. */
-  async #holds(key: string, { clock, tags }: StoredEntry): Promise<boolean> {
+  #holds(key: string, { clock, tags }: StoredEntry): Promise<boolean> | boolean {
     const { log, isTrusted } = this.#invalidations
     if (!log.holds(key, clock, tags)) return false
     if (isTrusted || tags.length === 0) return true
-    return (await (this.#tier as RedisTier).latestOf(tags)) < clock
+    return (this.#tier as RedisTier).latestOf(tags).then((latest) => latest < clock)
   }
 
   async #waitFor(flight: Flight, key: string, policy: EntryPolicy): Promise<unknown> {
+    const { promise } = flight
     const { softTimeoutMs, loadTimeoutMs, whileRevalidate } = policy
-    if (whileRevalidate) {
-      const stale = this.#staleOf(key, flight)
-      if (stale !== undefined) return this.#giveStale(stale)
-    }
+    // Perhaps nobody waits for it to the end.
+    promise.catch(() => undefined)
+    const isSoft = whileRevalidate || (softTimeoutMs !== false && (await isLate(promise, softTimeoutMs)))
+    const soft = isSoft ? this.#staleOf(key, flight) : undefined
+    if (soft !== undefined) return this.#countStale(soft)
     try {
-      if (softTimeoutMs !== false && (await isLate(flight.promise, softTimeoutMs))) {
-        const stale = this.#staleOf(key, flight)
-        if (stale !== undefined) return this.#giveStale(stale)
-      }
-      const value = loadTimeoutMs === false ? await flight.promise : await within(flight.promise, loadTimeoutMs)
-      return this.memory.give(value)
+      return loadTimeoutMs === false ? await promise : await within(promise, loadTimeoutMs)
     } catch (error) {
       const stale = this.#staleOf(key, flight)
-      if (stale !== undefined) return this.#giveStale(stale)
-      throw error
+      if (stale === undefined) throw error
+      return this.#countStale(stale)
     }
   }
 
@@ -521,34 +534,47 @@ export class Loader implements InvalidationTarget {
     return entry !== undefined && entry.staleUntil > performance.now() ? entry : flight.stale
   }
 
-  #giveStale({ value }: Stale): unknown {
+  #countStale({ value }: Stale): unknown {
     this.#counts.stale += 1
-    return this.memory.give(value)
+    return value
   }
 
+  /** It may fail: whoever reads the value when it is no longer fresh has it loaded. */
   async #refresh(key: string, load: () => unknown, policy: EntryPolicy): Promise<void> {
+    this.#behind += 1
+    try {
+      await this.#loadAnew(key, load, policy)
+    } catch {
+      // Counted where it happened.
+    } finally {
+      this.#done()
+    }
+  }
+
+  async #loadAnew(key: string, load: () => unknown, policy: EntryPolicy): Promise<void> {
     const tier = this.#tier
     const entry = this.inMemory(key)
     const header = entry?.header
     if (tier !== undefined && (header === undefined || !(await tier.lock(key, this.#settings.leaseMs)))) return
-    const flight: Flight = { promise: Promise.resolve(), tags: entry?.tags ?? [], isDirty: false }
+    const flight = { isDirty: false }
     try {
       const { epoch } = this.#invalidations
       const clock = tier === undefined ? this.#invalidations.next() : (await tier.now()).present
       const value = await this.#loadNow(load)
       const found = this.#surveyOf(value)
-      const facts = found && factsOf(value, clock, policy, tier)
+      const facts = found && factsOf(value, clock, policy, found.size, tier)
       if (found === undefined || facts === undefined) return
-      const filling = { policy, flight, epoch, expected: header, size: found.size }
-      await this.#fill(key, this.memory.keep(value), facts, filling)
+      await this.#fill(key, this.memory.keep(value), facts, found, { policy, flight, epoch, expected: header })
     } finally {
       if (tier !== undefined) await this.#quietly(tier.unlock(key))
     }
   }
 
-  #goOn(work: Promise<unknown>): void {
-    const own = work.finally(() => this.#behind.delete(own))
-    this.#behind.add(own)
+  #done(): void {
+    this.#behind -= 1
+    if (this.#behind > 0) return
+    this.#settled?.resolve()
+    this.#settled = undefined
   }
 
   async #quietly(work: Promise<unknown> | undefined): Promise<void> {
@@ -560,24 +586,18 @@ export class Loader implements InvalidationTarget {
   }
 }
 
-type EntryFacts = Pick<StoredEntry, 'clock' | 'expires' | 'freshMs' | 'graceMs' | 'tags'>
+/** An entry to be. */
+interface NewEntry extends EntryFacts {
+  readonly freshMs: number
+}
 
 /** What else has to be known to keep what was loaded. */
 interface Filling {
   readonly policy: EntryPolicy
-  readonly flight: Flight
-  readonly epoch: number
-  readonly expected: Buffer | undefined
-  readonly size: number
-}
-
-/** What else has to be known to keep a value in memory. */
-interface Remembering {
-  readonly policy: EntryPolicy
-  readonly leftMs: number
+  readonly flight: Pick<Flight, 'isDirty'>
   /** When its reading began. */
   readonly epoch: number
-  readonly size?: number
+  readonly expected: string | undefined
 }
 
 /** What is kept of a value; nothing where it is not to be kept. */
@@ -585,17 +605,17 @@ function factsOf(
   value: unknown,
   clock: number,
   policy: EntryPolicy,
+  size: number,
   tier: RedisTier | undefined,
-): EntryFacts | undefined {
+): NewEntry | undefined {
   const isNegative = value === undefined || value === null
   const ttlMs = isNegative ? policy.negativeTtlMs : policy.ttlMs
   if (ttlMs === false || ttlMs <= 0) return undefined
   const freshMs = ttlMs * (1 - Math.random() * policy.jitter)
   const tags = typeof policy.tags === 'function' ? policy.tags(value) : policy.tags
   const graceMs = isNegative ? 0 : policy.staleMs
-  const time = tier?.time
-  const expires = time === undefined ? 0 : time + (freshMs + graceMs) * 1_000
-  return { clock, freshMs, graceMs, expires, tags }
+  const expires = (tier?.time ?? clock) + (freshMs + graceMs) * 1_000
+  return { clock, freshMs, graceMs, expires, size, tags }
 }
 
 /** Whether it has not settled after so long. */

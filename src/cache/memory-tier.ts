@@ -26,18 +26,23 @@ export interface MemoryEntry {
   readonly staleUntil: number
   readonly size: number
   /** Of the entry in Redis that it is a copy of. */
-  readonly header?: Buffer | undefined
+  readonly header?: string | undefined
   /** The version of the invalidations by which it was last found to hold. */
   checkedAt: number
+  /** The value for those who wait, once somebody has. */
+  promise?: Promise<unknown>
 }
 
 /** The values of one process, the least recently used of which make room for others. */
 export class MemoryTier {
+  /** Whether {@link give} gives what is kept, and no copy. */
+  readonly givesItself: boolean
   readonly #entries: LRUCache<string, MemoryEntry>
   readonly #sharing: ValueSharing
 
   constructor({ maxEntries, maxBytes, values }: MemorySettings) {
     this.#sharing = values
+    this.givesItself = values !== 'clone'
     this.#entries = new LRUCache({ max: maxEntries, maxSize: maxBytes, sizeCalculation: ({ size }) => size })
   }
 
@@ -84,7 +89,14 @@ export class MemoryTier {
 
   /** A kept value for a caller. */
   give(value: unknown): unknown {
-    return this.#sharing === 'clone' && typeof value === 'object' && value !== null ? structuredClone(value) : value
+    return this.givesItself || typeof value !== 'object' || value === null ? value : structuredClone(value)
+  }
+
+  /** {@link give} for callers that wait. */
+  promise(entry: MemoryEntry): Promise<unknown> {
+    if (!this.givesItself) return Promise.resolve(this.give(entry.value))
+    entry.promise ??= Promise.resolve(entry.value)
+    return entry.promise
   }
 }
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import { DatabaseError } from '../core/errors.ts'
 import type { RedisClient, RedisReply, Script } from '../redis/client.ts'
+import { Batch } from './batch.ts'
 import { headerOf, marker, type StoredEntry, unpackEntry } from './entry.ts'
 import type { Invalidation } from './invalidation-log.ts'
 
@@ -8,7 +8,7 @@ import type { Invalidation } from './invalidation-log.ts'
 export type Found =
   | { readonly kind: 'value'; readonly entry: StoredEntry; readonly leftMs: number }
   /** Nothing was there. Whoever got this may {@link RedisTier.fill} it with what it loads from now on. */
-  | { readonly kind: 'lease'; readonly lease: Buffer }
+  | { readonly kind: 'lease'; readonly lease: string }
   /** Another loads. */
   | { readonly kind: 'leased' }
   /** A transaction is about to commit. */
@@ -74,6 +74,10 @@ end
 
 const magic = '\\0k'
 
+/** Without memory for more, Redis still has what it has; every other error is one. */
+const refusedBy = (answer: string): string =>
+  `if ${answer}.err and not string.find(${answer}.err, 'OOM', 1, true) then return ${answer} end`
+
 /** KEYS: inv. */
 const nowScript: Script = {
   name: 'kantaNow',
@@ -81,34 +85,53 @@ const nowScript: Script = {
 }
 
 /**
- * KEYS: entry, and inv where it is on the same node and is wanted. ARGV: the lease to put there, or nothing, and its time. Without
- * inv, the present is the time alone: where that was set back, entries count as older than they are.
+ * KEYS: entries, and inv last where ARGV[1] is 1: in a cluster it may be on another node. ARGV: that, the lease to leave where there
+ * is nothing, or nothing, and its time. Gives the clock, and of each entry what it is: the value, or one letter.
  */
 const readScript: Script = {
   name: 'kantaRead',
   lua: `${readClock}
-local clock, present, floor = '0', string.format('%.0f', time), '0'
-if KEYS[2] then clock, present, floor = reading(KEYS[2]) end
-local value = redis.pcall('GET', KEYS[1])
-if type(value) == 'table' then return {'F', '', 0, clock, present, floor} end
-if value then
-  if string.sub(value, 2, 3) ~= '${magic}' then return {'F', '', 0, clock, present, floor} end
-  local kind = string.sub(value, 1, 1)
-  if kind == 'V' then return {'V', value, redis.call('PTTL', KEYS[1]), clock, present, floor} end
-  return {kind, '', 0, clock, present, floor}
+local count, clock, present, floor = #KEYS, '0', '0', '0'
+if ARGV[1] == '1' then
+  clock, present, floor = reading(KEYS[count])
+  count = count - 1
 end
-if ARGV[1] ~= '' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return {'', '', 0, clock, present, floor}`,
+local found = {clock, present, floor}
+for index = 1, count do
+  local value = redis.pcall('GET', KEYS[index])
+  local kind = 'F'
+  if not value then
+    kind = ''
+    if ARGV[2] ~= '' then
+      local answer = redis.pcall('SET', KEYS[index], ARGV[2], 'PX', ARGV[3])
+      ${refusedBy('answer')}
+      if answer.err then kind = 'F' end
+    end
+  elseif type(value) == 'string' and string.sub(value, 2, 3) == '${magic}' then
+    kind = string.sub(value, 1, 1)
+    if kind == 'V' then kind = value end
+  end
+  found[index + 3] = kind
+end
+return found`,
 }
 
-/** KEYS: entry. ARGV: the beginning of what must be there, what takes its place or nothing, and its time. */
+/** KEYS: entries. ARGV of each: the beginning of what must be there, what takes its place or nothing, and its time. */
 const swapScript: Script = {
   name: 'kantaSwap',
   lua: `
-local value = redis.pcall('GET', KEYS[1])
-if type(value) ~= 'string' or string.sub(value, 1, #ARGV[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then redis.call('UNLINK', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-return 1`,
+local done = {}
+for index, key in ipairs(KEYS) do
+  local expected, entry, life = ARGV[3 * index - 2], ARGV[3 * index - 1], ARGV[3 * index]
+  local value = redis.pcall('GET', key)
+  done[index] = 0
+  if type(value) == 'string' and string.sub(value, 1, #expected) == expected then
+    local answer = entry == '' and {ok = redis.call('UNLINK', key)} or redis.pcall('SET', key, entry, 'PX', life)
+    ${refusedBy('answer')}
+    if answer.ok then done[index] = 1 end
+  end
+end
+return done`,
 }
 
 /** KEYS: entries. ARGV: the hold of whoever invalidates, or nothing. What is another's hold, or not ours, stays. */
@@ -173,6 +196,13 @@ const leaseOwner = `${randomBytes(12).toString('base64')} `
 // A script holds Redis up for as long as it runs, and its stack takes only so many arguments.
 const keysAtOnce = 1_000
 
+interface Swap {
+  readonly key: string
+  readonly expected: string
+  readonly entry: Buffer | string
+  readonly lifeMs: number
+}
+
 /** The values that all processes of a namespace share, in Redis. */
 export class RedisTier {
   /** Where invalidations are told. */
@@ -183,6 +213,10 @@ export class RedisTier {
   readonly #inv: string
   readonly #leaseMs: number
   readonly #maxLifeMs: number
+  // A command costs more than all that is done with one entry: what is asked for in one tick goes in one.
+  readonly #acquiring: Batch<string, Reading>
+  readonly #looking: Batch<string, Reading>
+  readonly #swapping: Batch<Swap, boolean>
   /** By how much the time of Redis is ahead of that of this process. */
   #aheadUs: number | undefined = undefined
   #leases = 0
@@ -199,6 +233,12 @@ export class RedisTier {
     this.channel = `${namespace}:invalidations`
     this.#leaseMs = settings.leaseMs
     this.#maxLifeMs = settings.maxLifeMs
+    this.#acquiring = new Batch((keys) => this.#read(keys, this.#nextLease()))
+    this.#looking = new Batch((keys) => this.#read(keys, ''))
+    this.#swapping = new Batch(
+      (swaps) => this.#swap(swaps),
+      ({ entry }) => entry.length,
+    )
     for (const script of [nowScript, readScript, swapScript, dropScript, putScript, tickScript, sinceScript]) {
       client.define(script)
     }
@@ -220,39 +260,24 @@ export class RedisTier {
     return this.#aheadUs === undefined ? undefined : performance.now() * 1_000 + this.#aheadUs
   }
 
-  /** A fresh entry, by the cheapest command there is; whatever else there is, is for {@link acquire} to say. */
-  async getFresh(key: string): Promise<{ readonly entry: StoredEntry; readonly leftMs: number } | undefined> {
-    const { time } = this
-    if (time === undefined) return undefined
-    const bytes = await this.#client.call('get', this.#keyOf(key)).catch(unlessRefused)
-    const entry = Buffer.isBuffer(bytes) ? unpackEntry(bytes) : 'foreign'
-    if (typeof entry === 'string') return undefined
-    const leftMs = (entry.expires - time) / 1_000
-    return leftMs > entry.graceMs ? { entry, leftMs } : undefined
-  }
-
-  /**
-   * Reads an entry, and where there is none leaves a lease. Who hears of all invalidations need not be told of the last and of
-   * the floor.
-   */
-  async acquire(key: string, hearsAll: boolean): Promise<Reading> {
-    this.#leases += 1
-    return this.#read(key, marker('L', `${leaseOwner}${this.#leases}`), !hearsAll)
+  /** Reads an entry, and where there is none leaves a lease. */
+  acquire(key: string): Promise<Reading> {
+    return this.#acquiring.add(key)
   }
 
   /** Reads an entry. */
-  async look(key: string): Promise<Reading> {
-    return this.#read(key, Buffer.alloc(0), true)
+  look(key: string): Promise<Reading> {
+    return this.#looking.add(key)
   }
 
   /** Puts a value in the place of its lease, or of the entry with this header. False when that is no longer there. */
-  async swap(key: string, expected: Buffer, entry: Buffer, lifeMs: number): Promise<boolean> {
-    return (await this.#client.call(swapScript.name, 1, this.#keyOf(key), expected, entry, whole(lifeMs))) === 1
+  swap(key: string, expected: string, entry: Buffer, lifeMs: number): Promise<boolean> {
+    return this.#swapping.add({ key, expected, entry, lifeMs })
   }
 
   /** Takes away exactly that entry or lease: something else may have come in its place. */
-  async discard(key: string, expected: Buffer): Promise<void> {
-    await this.#client.call(swapScript.name, 1, this.#keyOf(key), expected, '', 0)
+  async discard(key: string, expected: string): Promise<void> {
+    await this.#swapping.add({ key, expected, entry: '', lifeMs: 0 })
   }
 
   /** Puts a value there, whatever there was. */
@@ -318,28 +343,46 @@ export class RedisTier {
     return Math.max(0, ...scores.map((score) => (score === null ? 0 : Number(score))))
   }
 
-  async #read(key: string, lease: Buffer, withClock: boolean): Promise<Reading> {
-    const entry = this.#keyOf(key)
-    const isSplit = withClock && this.#client.isCluster
-    const keys = withClock && !isSplit ? [entry, this.#inv] : [entry]
-    const [reply, clock] = await Promise.all([
-      this.#client.call(readScript.name, keys.length, ...keys, lease, whole(this.#leaseMs)),
-      isSplit ? this.now() : undefined,
-    ])
-    const [kind, bytes, leftMs, ...reading] = reply as [Buffer, Buffer, number, ...RedisReply[]]
-    const now = clock ?? this.#noted(clockIn(reading))
-    switch (kind.toString()) {
-      case 'V':
-        return { found: await this.#unpacked(key, bytes, leftMs), now }
-      case 'L':
-        return { found: { kind: 'leased' }, now }
-      case 'T':
-        return { found: { kind: 'held' }, now }
-      case '':
-        return { found: lease.length === 0 ? { kind: 'none' } : { kind: 'lease', lease }, now }
-      default:
-        return { found: { kind: 'none' }, now }
+  #nextLease(): string {
+    this.#leases += 1
+    return marker('L', `${leaseOwner}${this.#leases}`)
+  }
+
+  async #read(keys: readonly string[], lease: string): Promise<(Promise<Reading> | Reading)[]> {
+    const names = keys.map((key) => this.#keyOf(key))
+    const leaseMs = whole(this.#leaseMs)
+    if (this.#client.isCluster) {
+      // Its nodes have clocks of their own: only one counts.
+      const now = this.now()
+      return names.map(async (name, index) => {
+        const [reply, clock] = await Promise.all([
+          this.#client.call(readScript.name, 1, name, '0', lease, leaseMs),
+          now,
+        ])
+        return this.#readingOf(keys[index] as string, (reply as RedisReply[])[3] as Buffer, lease, clock)
+      })
     }
+    const count = names.length + 1
+    const reply = await this.#client.call(readScript.name, count, ...names, this.#inv, '1', lease, leaseMs)
+    const now = this.#noted(clockIn(reply))
+    return keys.map((key, index) => this.#readingOf(key, (reply as RedisReply[])[index + 3] as Buffer, lease, now))
+  }
+
+  #readingOf(key: string, found: Buffer, lease: string, now: ClockReading): Reading {
+    if (found.length > 1) return { found: this.#unpacked(key, found, now), now }
+    return { found: foundBy(found.toString(), lease), now }
+  }
+
+  async #swap(swaps: readonly Swap[]): Promise<(Promise<boolean> | boolean)[]> {
+    const names = swaps.map(({ key }) => this.#keyOf(key))
+    const parts = swaps.map(({ expected, entry, lifeMs }) => [expected, entry, whole(lifeMs)])
+    if (this.#client.isCluster) {
+      return names.map(async (name, index) =>
+        isDone(await this.#client.call(swapScript.name, 1, name, ...(parts[index] as string[])), 0),
+      )
+    }
+    const reply = await this.#client.call(swapScript.name, names.length, ...names, ...parts.flat())
+    return names.map((_, index) => isDone(reply, index))
   }
 
   #noted(reading: ClockReading): ClockReading {
@@ -347,12 +390,12 @@ export class RedisTier {
     return reading
   }
 
-  async #unpacked(key: string, bytes: Buffer, leftMs: number): Promise<Found> {
+  #unpacked(key: string, bytes: Buffer, { present }: ClockReading): Found {
     const entry = unpackEntry(bytes)
-    if (typeof entry !== 'string') return { kind: 'value', entry, leftMs }
+    if (typeof entry !== 'string') return { kind: 'value', entry, leftMs: (entry.expires - present) / 1_000 }
     if (entry === 'foreign') return { kind: 'none' }
-    // Of another version of kanta, or changed on its way.
-    await this.discard(key, headerOf(bytes))
+    // Of another version of kanta, or changed on its way: what reads it next comes behind this.
+    void this.discard(key, headerOf(bytes)).catch(() => undefined)
     return { kind: 'gone' }
   }
 
@@ -395,9 +438,21 @@ export class RedisTier {
   }
 }
 
-/** What another program has under a key is no failure. */
-function unlessRefused(error: unknown): undefined {
-  if (error instanceof DatabaseError) throw error
+function foundBy(letter: string, lease: string): Found {
+  switch (letter) {
+    case 'L':
+      return { kind: 'leased' }
+    case 'T':
+      return { kind: 'held' }
+    case '':
+      return lease === '' ? { kind: 'none' } : { kind: 'lease', lease }
+    default:
+      return { kind: 'none' }
+  }
+}
+
+function isDone(reply: RedisReply, index: number): boolean {
+  return (reply as RedisReply[])[index] === 1
 }
 
 /** What a message says; nothing for one that is none of ours. */

@@ -53,7 +53,11 @@ export class RedisClient {
         ? undefined
         : new CircuitBreaker(target.description, breaker, verdictOf, (state) => observer.onBreaker?.(state))
     // A node is connected to with its first command, and those behind that would fail.
-    this.#connection.on('+node', (node: Redis) => void node.connect().catch(() => undefined))
+    this.#connection.on('+node', (node: Redis) => {
+      // The cluster tells of it, too.
+      node.on('error', () => undefined)
+      void node.connect().catch(() => undefined)
+    })
     this.#connection.on('error', (error: Error) => {
       this.#lastError = error
     })
