@@ -13,8 +13,10 @@ import type { ReadonlyKysely } from 'kysely/readonly'
 import type { Cache, CacheStats } from './cache/layered-cache.ts'
 import { type CacheRedis, openCache, type OpenCache } from './cache/open-cache.ts'
 import { type CachedOptions, QueryCache } from './cache/query-cache.ts'
+import { type AnyChannel, channelName, encodePayload, type PayloadOf } from './core/channel.ts'
 import {
   type DatabaseOptions,
+  type Logger,
   type PostgresOptions,
   type RedisTarget,
   type ResolvedConfig,
@@ -23,6 +25,14 @@ import {
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
 import type { EventSource } from './core/events.ts'
+import { redisConnectTimeoutMs } from './core/redis-url.ts'
+import type {
+  ListenOptions,
+  NotificationHandler,
+  NotificationStream,
+  SubscriberReport,
+  Subscription,
+} from './core/subscriber.ts'
 import {
   type BulkCommand,
   type BulkOptions,
@@ -61,15 +71,7 @@ import {
   type EngineParts,
   type KyselyOptions,
 } from './postgres/executor.ts'
-import { type AnyChannel, channelName, encodePayload, type PayloadOf } from './postgres/notification-channel.ts'
-import {
-  type ListenerStats,
-  type ListenOptions,
-  type NotificationHandler,
-  Notifications,
-  type NotificationStream,
-  type Subscription,
-} from './postgres/notifications.ts'
+import { type ListenerStats, notificationLimit, Notifications } from './postgres/notifications.ts'
 import { callSiteAbove, describeHolder, type PoolStats } from './postgres/pool.ts'
 import { type Parameters, type PreparedQuery, prepareQuery } from './postgres/prepared-query.ts'
 import { commitToken, Replicas, type ReplicaStats } from './postgres/replicas.ts'
@@ -78,7 +80,8 @@ import { ChunkReader, type RowStream, type StreamOptions } from './postgres/row-
 import { openSource, serverSource } from './postgres/source.ts'
 import { toDatabaseError } from './postgres/sqlstate.ts'
 import { type Hook, type Scope, type TransactionOptions, Transactions } from './postgres/transaction.ts'
-import type { RedisClient, RedisObserver } from './redis/client.ts'
+import type { RedisClient, RedisClientStats, RedisObserver } from './redis/client.ts'
+import { encodeMessage, RedisMessages, type SubscriberStats } from './redis/messages.ts'
 
 /** Where the rows of queries are in the cache. */
 const queryNamespace = 'sql'
@@ -312,6 +315,47 @@ export interface Database<DB> extends AsyncDisposable {
   ): Promise<void>
 
   /**
+   * Calls `handler` with each message that is published on the channel of Redis, one after the other; else as {@link listen}.
+   * Resolves once Redis has confirmed the subscription: what is published from then on arrives, as long as the connection
+   * lives. It comes back by itself, and `onGap` tells what has to be read again then. All subscribers share one
+   * connection. Names are those of Redis, whatever the namespace of the cache.
+   *
+   * Rejects with `REDIS_UNAVAILABLE` when Redis does not answer now or none is configured, `INVALID_ARGUMENT` for a name of no or
+   * more than 63 bytes, `DATABASE_CLOSED`.
+   *
+   * @example
+   * ```ts
+   * import { channel, createDatabase } from 'kanta'
+   *
+   * const priceChanged = channel<{ sku: string }>('price-changed')
+   * const database = await createDatabase()
+   * await using subscription = await database.subscribe(priceChanged, ({ sku }) => console.log(sku), {
+   *   onGap: () => console.log('look at all prices again'),
+   * })
+   * await database.publish(priceChanged, { sku: 'K-1' })
+   * ```
+   */
+  subscribe<Channel extends AnyChannel>(
+    channel: Channel,
+    handler: NotificationHandler<PayloadOf<Channel>>,
+    options?: ListenOptions,
+  ): Promise<Subscription>
+  subscribe<Channel extends AnyChannel>(
+    channel: Channel,
+    options?: ListenOptions,
+  ): Promise<NotificationStream<PayloadOf<Channel>>>
+
+  /**
+   * Publishes a message to all who subscribe to the channel now, once at most; nobody keeps it for others. Inside a transaction it
+   * goes out after the commit, and not at all if that does not come or cannot be proven: a process that dies in between publishes
+   * nothing. What must not be lost is for {@link notify} or a table.
+   *
+   * Rejects with `REDIS_UNAVAILABLE` or `CIRCUIT_OPEN` when Redis does not answer or none is configured (after a commit that is a
+   * warning), `NOTIFICATION_TOO_LARGE` over 1 MB, `INVALID_ARGUMENT` for what is no payload.
+   */
+  publish<Channel extends AnyChannel>(channel: Channel, payload: PayloadOf<Channel>): Promise<void>
+
+  /**
    * Values in memory and in Redis that are right after every commit; see {@link Cache}. Without Redis it is one of this
    * process alone.
    *
@@ -482,7 +526,12 @@ export interface DatabaseStats extends EngineStats {
   /** The connection that listens for notifications, and its subscribers. */
   readonly listener: ListenerStats
   readonly cache: CacheStats
+  /** Absent where none is configured. */
+  readonly redis?: RedisStats
 }
+
+/** A moment of what is done with Redis. */
+export interface RedisStats extends RedisClientStats, SubscriberStats {}
 
 /**
  * Opens a database. Options left out come from the environment; with no URL at all it starts the embedded PostgreSQL,
@@ -509,12 +558,14 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const parts = openParts(source, config, context)
   const listenerSource =
     config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
-  const notifications = openNotifications(parts.engine, listenerSource, config)
+  const report = subscriberReport(parts.engine, config.logger)
+  const notifications = openNotifications(parts.engine, listenerSource, config, report)
   const { redis, cache } = await openRedisAndCache(parts, config)
+  const messages = redis && openMessages(redis, parts.engine, config, report)
   const replicas = openReplicas(parts, config, context)
   const close = async (): Promise<void> => {
     // Its handlers may be in the middle of queries.
-    await notifications.close()
+    await Promise.all([notifications.close(), messages?.close()])
     await Promise.all([replicas?.close(), parts.engine.close()])
     // What the last transactions invalidate goes out before Redis does.
     await closeCache(cache, config)
@@ -528,7 +579,12 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     await close()
     throw error
   }
-  const database = new OpenDatabase<DB>(config, { ...parts, replicas, notifications, redis, cache }, kysely, close)
+  const database = new OpenDatabase<DB>(
+    config,
+    { ...parts, replicas, notifications, redis, messages, cache },
+    kysely,
+    close,
+  )
   try {
     // Other processes may have cached what is written here.
     if (redis !== undefined && config.cache.queries) await database.watchWrites()
@@ -595,11 +651,39 @@ function openReplicas(primary: EngineParts, config: ResolvedConfig, context: Eng
   return replicas
 }
 
-function openNotifications(engine: Engine, source: ConnectionSource, config: ResolvedConfig): Notifications {
+function openMessages(
+  { client, subscriber }: CacheRedis,
+  engine: Engine,
+  { redis, pool: { drainTimeoutMs } }: ResolvedConfig,
+  report: SubscriberReport,
+): RedisMessages {
+  const answerTimeoutMs = redisConnectTimeoutMs + (redis === undefined ? 0 : redis.commandTimeoutMs)
+  const settings = { answerTimeoutMs, drainTimeoutMs, context: () => engine.callersContext() }
+  return new RedisMessages(client, subscriber, settings, report)
+}
+
+function subscriberReport({ events }: Engine, logger: Logger): SubscriberReport {
+  return {
+    warn: (message) => logger.warn(message),
+    failed(channel, reason, error) {
+      events.emit('notificationFailure', { channel, reason, error })
+      const what = error instanceof Error ? `${error.name}: ${error.message}` : 'something that is not an Error'
+      const who = { gap: `onGap of`, handler: `a handler of`, payload: `a payload on` }[reason]
+      logger.warn(`${who} the channel "${channel}" failed: ${what}`)
+    },
+  }
+}
+
+function openNotifications(
+  engine: Engine,
+  source: ConnectionSource,
+  config: ResolvedConfig,
+  report: SubscriberReport,
+): Notifications {
   const { directPostgres, listenerHeartbeatMs: heartbeatMs, pool, logger } = config
   const answerTimeoutMs = directPostgres.kind === 'server' ? directPostgres.connectTimeoutMs : pool.acquireTimeoutMs
   const settings = { heartbeatMs, answerTimeoutMs, drainTimeoutMs: pool.drainTimeoutMs }
-  return new Notifications(engine, source, settings, logger)
+  return new Notifications(engine, source, settings, logger, report)
 }
 
 function splitOptions(options: (DatabaseOptions & KyselyOptions) | undefined): {
@@ -651,6 +735,7 @@ interface DatabaseParts extends EngineParts {
   readonly replicas: Replicas | undefined
   readonly notifications: Notifications
   readonly redis: CacheRedis | undefined
+  readonly messages: RedisMessages | undefined
   readonly cache: OpenCache
 }
 
@@ -671,6 +756,7 @@ class OpenDatabase<DB> implements Database<DB> {
   readonly #run: EngineKysely<DB>['run']
   readonly #stream: EngineKysely<DB>['stream']
   readonly #redis: RedisClient | undefined
+  readonly #messages: RedisMessages | undefined
   readonly #close: () => Promise<void>
   readonly #openCache: OpenCache
   readonly #queries: QueryCache
@@ -680,13 +766,14 @@ class OpenDatabase<DB> implements Database<DB> {
 
   constructor(
     config: ResolvedConfig,
-    { engine, transactions, replicas, notifications, redis, cache }: DatabaseParts,
+    { engine, transactions, replicas, notifications, redis, messages, cache }: DatabaseParts,
     kysely: KyselyOptions,
     close: () => Promise<void>,
   ) {
     this.#config = config
     this.#engine = engine
     this.#redis = redis?.client
+    this.#messages = messages
     this.cache = cache.cache
     this.#openCache = cache
     this.#queries = new QueryCache(cache.cache.namespace(queryNamespace), (text) =>
@@ -939,8 +1026,27 @@ class OpenDatabase<DB> implements Database<DB> {
     payload: PayloadOf<Channel>,
     options?: CallOptions,
   ): Promise<void> {
-    const values = { channel: channelName(channel), payload: encodePayload(channel, payload) }
+    const values = { channel: channelName(channel), payload: encodePayload(channel, payload, notificationLimit) }
     await this.#sendNotification(values, options)
+  }
+
+  async subscribe<Channel extends AnyChannel>(
+    channel: Channel,
+    first?: ListenOptions | NotificationHandler<PayloadOf<Channel>>,
+    second?: ListenOptions,
+  ): Promise<NotificationStream<PayloadOf<Channel>>> {
+    const messages = this.#messages ?? noRedis()
+    return typeof first === 'function'
+      ? messages.subscribe(channel, first, second)
+      : messages.subscribe(channel, undefined, first)
+  }
+
+  async publish<Channel extends AnyChannel>(to: Channel, payload: PayloadOf<Channel>): Promise<void> {
+    const { channel, text } = encodeMessage(to, payload)
+    const messages = this.#messages ?? noRedis()
+    const { current } = this.#transactions
+    if (current === undefined) await messages.publish(channel, text)
+    else current.addHook('commit', () => messages.publish(channel, text))
   }
 
   async health(): Promise<Health> {
@@ -954,7 +1060,9 @@ class OpenDatabase<DB> implements Database<DB> {
   stats(): DatabaseStats {
     const replicas = this.#replicas?.stats()
     const listener = this.#notifications.stats()
-    return { ...this.#engine.stats(), ...(replicas && { replicas }), listener, cache: this.cache.stats() }
+    const redis = this.#redis && this.#messages && { ...this.#redis.stats(), ...this.#messages.stats() }
+    const cache = this.cache.stats()
+    return { ...this.#engine.stats(), ...(replicas && { replicas }), listener, cache, ...(redis && { redis }) }
   }
 
   get isClosed(): boolean {
@@ -1008,6 +1116,13 @@ class OpenDatabase<DB> implements Database<DB> {
       return { latencyMs, ...(version !== undefined && { version }) }
     })
   }
+}
+
+function noRedis(): never {
+  throw new DatabaseError(
+    'REDIS_UNAVAILABLE',
+    'Messages go through Redis, and none is configured. Set REDIS_URL or the option redis, or use listen and notify of PostgreSQL.',
+  )
 }
 
 function lockTimeout(name: string, waitMs: number, cause: DatabaseError): TimeoutError {

@@ -6,6 +6,7 @@ export type {
   DatabaseStats,
   Health,
   PostgresHealth,
+  RedisStats,
   ReplicaHealth,
   Runnable,
   ServerHealth,
@@ -23,16 +24,11 @@ export type {
 export type { KyselyOptions } from './postgres/executor.ts'
 export type { PipelineStats } from './postgres/pipeline.ts'
 export type { LeaseHolder, PoolStats } from './postgres/pool.ts'
-export type { NotificationGap } from './postgres/notification-buffer.ts'
-export { channel } from './postgres/notification-channel.ts'
-export type { AnyChannel, NotificationChannel, PayloadOf } from './postgres/notification-channel.ts'
-export type {
-  ListenerStats,
-  ListenOptions,
-  NotificationHandler,
-  NotificationStream,
-  Subscription,
-} from './postgres/notifications.ts'
+export type { NotificationGap } from './core/notification-buffer.ts'
+export { channel } from './core/channel.ts'
+export type { AnyChannel, NotificationChannel, PayloadOf } from './core/channel.ts'
+export type { ListenOptions, NotificationHandler, NotificationStream, Subscription } from './core/subscriber.ts'
+export type { ListenerStats } from './postgres/notifications.ts'
 export type { Parameters, PreparedQuery } from './postgres/prepared-query.ts'
 export type { BulkOptions, BulkProgress, BulkResult, ConflictRule } from './postgres/bulk.ts'
 export type {
@@ -48,6 +44,8 @@ export type { RowSource } from './postgres/row-source.ts'
 export type { ReplicaStats } from './postgres/replicas.ts'
 export type { RowStream, StreamOptions } from './postgres/row-stream.ts'
 export type { Hook, TransactionOptions } from './postgres/transaction.ts'
+export type { RedisClientStats } from './redis/client.ts'
+export type { SubscriberStats } from './redis/messages.ts'
 export type { BreakerState } from './resilience/circuit-breaker.ts'
 
 // Cache

@@ -575,6 +575,11 @@ export function isDatabaseError(error: unknown): error is DatabaseError {
   return typeof error === 'object' && error !== null && brand in error
 }
 
+/** What every call is told once the database was closed. */
+export function databaseClosed(): DatabaseError {
+  return new DatabaseError('DATABASE_CLOSED', 'The database is closed. Create a new one, or move close() to the end.')
+}
+
 /**
  * Whether an error is the violation of the named constraint. Give the generated `ConstraintName` as type argument
  * and a renamed constraint stops compiling where it is handled.

@@ -22,6 +22,9 @@ export interface RedisLocation {
   readonly description: string
 }
 
+/** How long Redis may take to accept a connection, in milliseconds. */
+export const redisConnectTimeoutMs = 1_000
+
 /** What a URL of Redis looks like, for messages. */
 export const redisUrlForms: string =
   'redis://:password@host:6379/0, redis+sentinel://host:26379,host:26379/primary-name/0?sentinelPassword=… or redis+cluster://host:6379,host:6379, ' +

@@ -126,6 +126,7 @@ export class Channel {
       text.meanMs = text.meanMs === 0 ? tookMs : text.meanMs + (tookMs - text.meanMs) / 8
     }
     this.#lastAnswer = now
+    if (this.#prepared.awaitsIdle && this.client.getTransactionStatus() === 'I') this.#prepared.noteIdle()
     this.#remove(statement)
   }
 

@@ -192,7 +192,7 @@ export class CopyWrite {
   #report(text: string, began: number, count: number, failure?: unknown): void {
     const { engine } = this.#runner
     if (!engine.events.hears('query')) return
-    const result = { command: 'COPY', rows: [], numAffectedRows: BigInt(count) }
+    const result = { rows: [], numAffectedRows: BigInt(count) }
     const error = failure === undefined || isDatabaseError(failure) ? failure : givenUp(text, failure)
     engine.report(text, began, 1, true, result, error)
   }

@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import type { CompiledQuery } from 'kysely'
+import type { CompiledQuery, QueryResult } from 'kysely'
 import { type Limits, limitsFrom } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, TimeoutError } from '../core/errors.ts'
 import { Emitter } from '../core/events.ts'
@@ -185,6 +185,11 @@ const repeatable: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 /** Errors that leave open whether the statement ran. */
 const ambiguous: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['CONNECTION_LOST', 'SERVER_CRASHED', 'SERVER_SHUTDOWN'])
 /** Cured by sending it again at once. */
+/** Whether a statement failed for its name alone, so that it was not run, and may be sent again at once. */
+export function isAboutPreparation(error: DatabaseError, failures: number): boolean {
+  return preparation.has(error.code) && failures <= maxPreparations
+}
+
 const preparation: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['CACHED_PLAN_CHANGED', 'PREPARED_STATEMENT_LOST'])
 
 // Once for a name that was lost; behind a pooler that mixes names up, until nothing is prepared any more.
@@ -249,6 +254,11 @@ export class Engine implements StatementTarget {
     const pool = this.pool.stats()
     const breaker = this.breaker?.state ?? 'closed'
     return this.#pipeline ? { pool, pipeline: this.#pipeline.stats(), breaker } : { pool, breaker }
+  }
+
+  /** The context of whoever calls this, for what is called back later: without the transaction that may be open there. */
+  callersContext(): <T>(work: () => T) => T {
+    return this.ambient.run({ scope: undefined }, () => AsyncLocalStorage.snapshot())
   }
 
   /** The limits of a call that begins now. */
@@ -379,7 +389,7 @@ export class Engine implements StatementTarget {
     began: number,
     attempts: number,
     inTransaction: boolean,
-    result: StatementResult<unknown> | undefined,
+    result: QueryResult<unknown> | undefined,
     error?: DatabaseError,
   ): void {
     const rowCount = result === undefined ? 0 : Number(result.numAffectedRows ?? result.rows.length)
@@ -444,7 +454,7 @@ export class Engine implements StatementTarget {
   ): Promise<boolean> {
     const retry = this.#settings.retry
     if (error.code === 'READ_ONLY') this.drain()
-    if (preparation.has(error.code) && failures <= maxPreparations) return true
+    if (isAboutPreparation(error, failures)) return true
     if (error.code === 'QUERY_CANCELED') {
       // Not asked for: it stood behind one that was. The server has undone it.
       return failures === 1 && performance.now() - this.#sharedCancelAt < 2 * cancelGraceMs

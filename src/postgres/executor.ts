@@ -22,7 +22,7 @@ import {
   type TransactionSettings,
 } from 'kysely'
 import { DatabaseError } from '../core/errors.ts'
-import type { Ambient, CallOptions, Engine } from './engine.ts'
+import { type Ambient, type CallOptions, type Engine, isAboutPreparation } from './engine.ts'
 import { type CallSite, callSiteAbove, type Session } from './pool.ts'
 import { ChunkReader, ReaderStream, type RowStream, type StreamOptions, type StreamPlace } from './row-stream.ts'
 import { toDatabaseError } from './sqlstate.ts'
@@ -420,15 +420,20 @@ class EngineConnection implements DatabaseConnection {
     const text = engine.texts.get(query.sql, query.query)
     text.uses += 1
     const { deadline } = engine.limits(undefined)
-    try {
-      const request = { text, values: sendable(query.sql, query.parameters), deadline }
-      const result = await engine.sendOn<Row>(this.session, request, undefined)
-      if (engine.writes !== undefined) await engine.noteWritten(text)
-      return result
-    } catch (cause) {
-      const inTransaction = this.session.transactionStatus !== 'none'
-      this.failure = toDatabaseError(cause, { sql: query.sql, inTransaction, target: engine.source.description })
-      throw this.failure
+    for (let failures = 1; ; failures += 1) {
+      try {
+        const request = { text, values: sendable(query.sql, query.parameters), deadline }
+        const result = await engine.sendOn<Row>(this.session, request, undefined)
+        if (engine.writes !== undefined) await engine.noteWritten(text)
+        return result
+      } catch (cause) {
+        const inTransaction = this.session.transactionStatus !== 'none'
+        const error = toDatabaseError(cause, { sql: query.sql, inTransaction, target: engine.source.description })
+        // A transaction by hand was ended by its failure.
+        if (!inTransaction && isAboutPreparation(error, failures)) continue
+        this.failure = error
+        throw error
+      }
     }
   }
 

@@ -1,45 +1,21 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { type AnyChannel, channelName, type PayloadLimit, type PayloadOf } from '../core/channel.ts'
 import { settleWithin } from '../core/deadline.ts'
-import { DatabaseError, TransactionError } from '../core/errors.ts'
+import { databaseClosed, DatabaseError, TransactionError } from '../core/errors.ts'
 import type { Logger } from '../core/config.ts'
+import {
+  type ListenOptions,
+  type NotificationHandler,
+  type NotificationStream,
+  Subscriber,
+  type SubscriberReport,
+} from '../core/subscriber.ts'
 import type { ConnectionSource } from './connection.ts'
 import type { Engine } from './engine.ts'
 import { type ListenerLink, openServerLink, openSharedLink } from './listener-link.ts'
-import { NotificationBuffer, type NotificationGap } from './notification-buffer.ts'
-import { type AnyChannel, channelName, decodePayload, type PayloadOf } from './notification-channel.ts'
 import { toDatabaseError } from './sqlstate.ts'
-
-/** How a subscriber is served. */
-export interface ListenOptions {
-  /**
-   * Called when notifications are missing, in their place among the others: read again what they told of. What it throws is
-   * reported as a handler's failure is. @default a warning to the logger
-   */
-  readonly onGap?: ((gap: NotificationGap) => unknown) | undefined
-  /**
-   * Most notifications that wait for the handler; one more drops the oldest, and {@link onGap} tells. Each holds up to
-   * 8 kB. @default 10000
-   */
-  readonly bufferSize?: number | undefined
-}
-
-/** Called with each payload, one after the other: the next waits for what it returns. */
-export type NotificationHandler<Payload> = (payload: Payload) => unknown
-
-/** One subscriber of a channel. */
-export interface Subscription extends AsyncDisposable {
-  readonly channel: string
-  /**
-   * Ends it: no handler is called from now on, one that runs is not waited for. Resolves when the connection is closed, if
-   * this was the last subscriber of all. Never rejects; safe to call more than once, and inside the handler.
-   */
-  close(): Promise<void>
-}
-
-/** A subscriber that is read with `for await`. It ends with its loop, {@link Subscription.close} or the database. */
-export interface NotificationStream<Payload> extends Subscription, AsyncIterable<Payload> {}
 
 /** A moment of what listens. */
 export interface ListenerStats {
@@ -64,7 +40,9 @@ export interface NotificationSettings {
   readonly drainTimeoutMs: number
 }
 
-const defaultBufferSize = 10_000
+/** PostgreSQL refuses 8 000 bytes: `NOTIFY_PAYLOAD_MAX_LENGTH` in async.c counts the NUL at the end. */
+export const notificationLimit: PayloadLimit = { carrier: 'PostgreSQL', maxBytes: 7_999 }
+
 const reconnectBaseMs = 50
 const reconnectMaxMs = 5_000
 
@@ -74,6 +52,7 @@ export class Notifications {
   readonly #source: ConnectionSource
   readonly #settings: NotificationSettings
   readonly #logger: Logger
+  readonly #report: SubscriberReport
   readonly #topics = new Map<string, Set<Subscriber>>()
   #link: ListenerLink | undefined
   /** The last connection that was said to be there; `#link` is another one, or none, while it is lost. */
@@ -95,7 +74,14 @@ export class Notifications {
   #closing: Promise<void> | undefined
 
   /** `source` is where it listens; the engine is where notifications are sent. */
-  constructor(engine: Engine, source: ConnectionSource, settings: NotificationSettings, logger: Logger) {
+  constructor(
+    engine: Engine,
+    source: ConnectionSource,
+    settings: NotificationSettings,
+    logger: Logger,
+    report: SubscriberReport,
+  ) {
+    this.#report = report
     this.#engine = engine
     this.#source = source
     this.#settings = settings
@@ -109,20 +95,13 @@ export class Notifications {
     options: ListenOptions = {},
   ): Promise<NotificationStream<PayloadOf<Channel>>> {
     const name = channelName(channel)
-    const { bufferSize = defaultBufferSize } = options
-    if (!Number.isInteger(bufferSize) || bufferSize < 1) {
-      throw new DatabaseError('INVALID_ARGUMENT', 'bufferSize of listen must be a whole number from 1.')
-    }
-    if (this.#closing) throw closed()
-    if (this.#source.shared && this.#engine.ambient.getStore()?.scope) throw sessionIsHeld()
-    const subscriber = new Subscriber(channel, handler as NotificationHandler<unknown> | undefined, {
-      bufferSize,
-      onGap: options.onGap ?? ((gap) => this.#warnOfGap(name, gap)),
-      // A handler belongs to the place that listens, but not to the transaction that may be open there.
-      run: this.#engine.ambient.run({ scope: undefined }, () => AsyncLocalStorage.snapshot()),
-      onFailure: (reason, error) => this.#reportFailure(name, reason, error),
+    const subscriber = new Subscriber(channel, handler as NotificationHandler<unknown> | undefined, options, {
+      report: this.#report,
+      run: this.#engine.callersContext(),
       onClose: (leaving) => this.#leave(name, leaving),
     })
+    if (this.#closing) throw databaseClosed()
+    if (this.#source.shared && this.#engine.ambient.getStore()?.scope) throw sessionIsHeld()
     this.#join(name, subscriber)
     await subscriber.ready.promise
     return subscriber as NotificationStream<unknown> as NotificationStream<PayloadOf<Channel>>
@@ -148,7 +127,7 @@ export class Notifications {
   async #close(): Promise<void> {
     const subscribers = [...this.#topics.values()].flatMap((topic) => [...topic])
     this.#topics.clear()
-    for (const subscriber of subscribers) subscriber.end(closed())
+    for (const subscriber of subscribers) subscriber.end(databaseClosed())
     const handled = Promise.all(subscribers.map(({ whenIdle }) => whenIdle))
     const drained = settleWithin(handled, this.#settings.drainTimeoutMs, () => new Error('handlers still run'))
     await Promise.all([this.#hangUp(), drained.catch(() => undefined)])
@@ -345,160 +324,6 @@ export class Notifications {
       if (topic.size === 0) this.#topics.delete(name)
     }
   }
-
-  #reportFailure(name: string, reason: FailureReason, error: unknown): void {
-    this.#engine.events.emit('notificationFailure', { channel: name, reason, error })
-    const what = error instanceof Error ? `${error.name}: ${error.message}` : 'something that is not an Error'
-    const who = { gap: `onGap of`, handler: `a handler of`, payload: `a payload on` }[reason]
-    this.#logger.warn(`${who} the channel "${name}" failed: ${what}`)
-  }
-
-  #warnOfGap(name: string, { dropped, disconnected }: NotificationGap): void {
-    const reasons = [
-      disconnected ? 'what was sent while the connection was away' : undefined,
-      dropped > 0 ? `${dropped} that came faster than the handler took them` : undefined,
-    ]
-    this.#logger.warn(
-      `a subscriber of the channel "${name}" has missed notifications: ${reasons.filter(Boolean).join(', and ')}. ` +
-        'Give listen an onGap that reads again what they tell of',
-    )
-  }
-}
-
-/** What failed about a notification. */
-export type FailureReason = 'gap' | 'handler' | 'payload'
-
-interface SubscriberSettings {
-  readonly bufferSize: number
-  readonly onGap: (gap: NotificationGap) => unknown
-  readonly run: <T>(work: () => T) => T
-  readonly onFailure: (reason: FailureReason, error: unknown) => void
-  readonly onClose: (subscriber: Subscriber) => Promise<void>
-}
-
-/** One who listens: a bounded buffer, and a handler that works on it or a loop that reads it. */
-class Subscriber implements NotificationStream<unknown> {
-  readonly channel: string
-  readonly buffer: NotificationBuffer
-  readonly ready: PromiseWithResolvers<void> = Promise.withResolvers()
-  /** The connection on which the server has confirmed it. */
-  link: ListenerLink | undefined
-  /** Resolves when no handler runs. */
-  whenIdle: Promise<void> = Promise.resolve()
-  readonly #source: AnyChannel
-  readonly #handler: NotificationHandler<unknown> | undefined
-  readonly #settings: SubscriberSettings
-  #isStarted = false
-  #isRunning = false
-  #hasEnded = false
-  /** Wakes the loops that wait for more. */
-  #arrival: PromiseWithResolvers<void> | undefined
-
-  constructor(source: AnyChannel, handler: NotificationHandler<unknown> | undefined, settings: SubscriberSettings) {
-    this.channel = channelName(source)
-    this.buffer = new NotificationBuffer(settings.bufferSize)
-    this.#source = source
-    this.#handler = handler
-    this.#settings = settings
-  }
-
-  /** The server has confirmed LISTEN on this connection; if it is another one than before, something was missed. */
-  confirm(link: ListenerLink): void {
-    const before = this.link
-    if (before === link) return
-    this.link = link
-    if (before === undefined) {
-      this.ready.resolve()
-      // Whoever listens gets hold of the subscription before its handler is called.
-      setImmediate(() => {
-        this.#isStarted = true
-        this.#stir()
-      })
-      return
-    }
-    this.buffer.interrupt()
-    this.#stir()
-  }
-
-  push(payload: string): void {
-    this.buffer.push(payload)
-    this.#stir()
-  }
-
-  /** No more is delivered. One that was not confirmed yet fails with the reason. */
-  end(reason: unknown): void {
-    if (this.link === undefined) this.ready.reject(reason)
-    this.#hasEnded = true
-    this.buffer.clear()
-    this.#arrival?.resolve()
-  }
-
-  async close(): Promise<void> {
-    if (this.#hasEnded) return
-    this.end(undefined)
-    await this.#settings.onClose(this)
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
-  }
-
-  async *[Symbol.asyncIterator](): AsyncGenerator<unknown, void, undefined> {
-    try {
-      while (!this.#hasEnded) {
-        const entry = this.buffer.take()
-        if (entry === undefined) {
-          this.#arrival ??= Promise.withResolvers()
-          await this.#arrival.promise
-        } else if (typeof entry !== 'string') await this.#attempt('gap', () => this.#settings.onGap(entry))
-        else {
-          const payload = this.#decode(entry)
-          if (payload) yield payload.value
-        }
-      }
-    } finally {
-      await this.close()
-    }
-  }
-
-  #stir(): void {
-    this.#arrival?.resolve()
-    this.#arrival = undefined
-    if (this.#handler === undefined || this.#isRunning || !this.#isStarted) return
-    this.#isRunning = true
-    this.whenIdle = this.#handle(this.#handler)
-  }
-
-  async #handle(handler: NotificationHandler<unknown>): Promise<void> {
-    const { run, onGap } = this.#settings
-    for (let entry = this.buffer.take(); entry !== undefined; entry = this.buffer.take()) {
-      if (typeof entry !== 'string') {
-        const gap = entry
-        await this.#attempt('gap', () => run(() => onGap(gap)))
-        continue
-      }
-      const payload = this.#decode(entry)
-      if (payload) await this.#attempt('handler', () => run(() => handler(payload.value)))
-    }
-    this.#isRunning = false
-  }
-
-  #decode(text: string): { readonly value: unknown } | undefined {
-    try {
-      return { value: decodePayload(this.#source, text) }
-    } catch (error) {
-      this.#settings.onFailure('payload', error)
-      return undefined
-    }
-  }
-
-  async #attempt(reason: FailureReason, work: () => unknown): Promise<void> {
-    try {
-      await work()
-    } catch (error) {
-      this.#settings.onFailure(reason, error)
-    }
-  }
 }
 
 function sessionIsHeld(): TransactionError {
@@ -507,8 +332,4 @@ function sessionIsHeld(): TransactionError {
     'To listen inside a transaction would wait for the one session of the embedded PostgreSQL, which that transaction ' +
       'holds. Listen before it begins, or set DATABASE_URL to use a server.',
   )
-}
-
-function closed(): DatabaseError {
-  return new DatabaseError('DATABASE_CLOSED', 'The database is closed. Create a new one, or move close() to the end.')
 }

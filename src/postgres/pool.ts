@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ResolvedConfig } from '../core/config.ts'
 import type { Limits } from '../core/deadline.ts'
-import { ConnectionError, DatabaseError, TimeoutError } from '../core/errors.ts'
+import { ConnectionError, databaseClosed, DatabaseError, TimeoutError } from '../core/errors.ts'
 import { Channel } from './channel.ts'
 import type { PreparationPolicy } from './prepared-statements.ts'
 import { type ConnectionSource, cutClient, parameterOf } from './connection.ts'
@@ -142,7 +142,7 @@ export class Pool {
    * `DATABASE_CLOSED` after {@link close}, and with the signal's reason when it is aborted.
    */
   acquire(request: LeaseRequest): Promise<Session> {
-    if (this.#closing) return Promise.reject(closed())
+    if (this.#closing) return Promise.reject(databaseClosed())
     const session = this.tryAcquire(request)
     if (session) return Promise.resolve(session)
     const { maxWaiting } = this.#settings
@@ -330,7 +330,7 @@ export class Pool {
   async #close(): Promise<void> {
     clearTimeout(this.#sweeper)
     clearTimeout(this.#asking)
-    for (const waiter of [...this.#waiters]) waiter.settle(closed())
+    for (const waiter of [...this.#waiters]) waiter.settle(databaseClosed())
     for (const session of [...this.#idle]) this.#drop(session)
     this.#connecting.abort()
     await this.#drained()
@@ -574,8 +574,4 @@ interface SessionOwner {
 
 function describeSite({ stack = '' }: CallSite): string | undefined {
   return stack.split('\n')[1]?.trim().replace(/^at /, '')
-}
-
-function closed(): DatabaseError {
-  return new DatabaseError('DATABASE_CLOSED', 'The database is closed. Create a new one, or move close() to the end.')
 }

@@ -86,6 +86,7 @@ export class PreparedStatements {
   /** Names that the server may hold with another meaning; they are closed before they are parsed again. */
   readonly #stale = new Set<string>()
   #epoch = 0
+  #hasNewSchema = false
 
   /** `parsers` are those of the connection. */
   constructor(policy: PreparationPolicy, parsers: ParserSource) {
@@ -124,7 +125,7 @@ export class PreparedStatements {
       this.#touch(text)
       return text.name
     }
-    if (!this.#policy.allows(text)) {
+    if (this.#hasNewSchema || !this.#policy.allows(text)) {
       wire.parse('', text.sql)
       return ''
     }
@@ -154,6 +155,25 @@ export class PreparedStatements {
   }
 
   /**
+   * A command of this connection may have changed tables: inside its transaction, a name that was prepared before would fail and
+   * take the transaction with it; and one that is prepared now would, if the change is undone. So nothing is prepared until
+   * {@link noteIdle}.
+   */
+  noteSchemaChange(): void {
+    this.#hasNewSchema = true
+    this.#forgetAll()
+  }
+
+  /** Whether {@link noteIdle} is to be called when no transaction is open. */
+  get awaitsIdle(): boolean {
+    return this.#hasNewSchema
+  }
+
+  noteIdle(): void {
+    this.#hasNewSchema = false
+  }
+
+  /**
    * The server did not know a name, or knew it already, for a statement that was written in this epoch. Names go
    * together (DISCARD ALL, another server connection of a pooler), so that none is trusted any more.
    */
@@ -161,9 +181,13 @@ export class PreparedStatements {
     if (epoch !== this.#epoch) return
     this.#epoch += 1
     this.forget(text)
+    this.#forgetAll()
+    this.#policy.noteLost(sqlState)
+  }
+
+  #forgetAll(): void {
     for (const name of this.#prepared.keys()) this.#stale.add(name)
     this.#prepared.clear()
-    this.#policy.noteLost(sqlState)
   }
 
   /** Keeps a text that is in use from being the oldest; only worth its cost where names may run out. */

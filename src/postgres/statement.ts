@@ -7,11 +7,33 @@ import type { Field, Shape } from './row-shape.ts'
 import { isAboutOwnName, type StatementText } from './statement-text.ts'
 import { convertValues, type DriverConnection, type Wire, wireOf } from './wire.ts'
 
-/** A result, and the command tag's first word, such as `SELECT` or `ROLLBACK`. */
-export interface StatementResult<Row> extends QueryResult<Row> {
-  readonly command: string
-  readonly extra?: string | null | undefined
+/** A result as Kysely gives it to its callers, who may print, compare or serialize it: what else is known of it is not its own. */
+export class StatementResult<Row> implements QueryResult<Row> {
+  readonly rows: Row[]
+  readonly numAffectedRows?: bigint
+  readonly #command: string
+  readonly #extra: string | null | undefined
+
+  constructor(rows: Row[], tag: string, extra: string | null | undefined) {
+    const space = tag.indexOf(' ')
+    this.#command = space < 0 ? tag : tag.slice(0, space)
+    this.#extra = extra
+    this.rows = rows
+    if (countingCommands.has(this.#command)) this.numAffectedRows = BigInt(tag.slice(tag.lastIndexOf(' ') + 1))
+  }
+
+  /** The command tag's first word, such as `SELECT` or `ROLLBACK`. */
+  get command(): string {
+    return this.#command
+  }
+
+  /** What the suffix of the request gave. */
+  get extra(): string | null | undefined {
+    return this.#extra
+  }
 }
+
+const countingCommands: ReadonlySet<string> = new Set(['COPY', 'DELETE', 'INSERT', 'MERGE', 'UPDATE'])
 
 /** What a {@link Statement} is made of. */
 export interface StatementRequest {
@@ -213,6 +235,7 @@ export class Statement<Row = unknown> {
   }
 
   handleCommandComplete(message: { text: string }): void {
+    if (changesSchema.test(message.text)) this.prepared?.noteSchemaChange()
     if (this.ahead > 0) this.ahead -= 1
     else if (!this.isBehind) {
       // It gives no rows; the next time nobody needs to ask.
@@ -249,7 +272,7 @@ export class Statement<Row = unknown> {
     this.isSettled = true
     this.text.isRefused = false
     if (this.failure !== undefined) this.reject(this.failure)
-    else this.resolve(resultOf(this.found, this.tag, this.extra))
+    else this.resolve(new StatementResult(this.found, this.tag, this.extra))
   }
 
   handleError(error: unknown): void {
@@ -304,6 +327,9 @@ function sqlStateOf(error: unknown): string | undefined {
   return (error as { code?: string }).code
 }
 
+/** The tags of commands after which a prepared statement may give other columns; a block and a procedure may hold them. */
+const changesSchema = /^(?:ALTER|CALL|CREATE|DO|DROP)\b/
+
 /** The tables of a prepared statement have changed so that its result has other columns. */
 function isPlanChanged(error: unknown): boolean {
   const { code, routine } = error as { code?: string; routine?: string }
@@ -316,15 +342,4 @@ function unreadable(cause: unknown, column: string | undefined, sql: string): Da
   // One of ours says what to do; what another says may hold the value.
   const reason = cause instanceof DatabaseError ? `: ${cause.message}` : '. Look at the parser of its type.'
   return new DatabaseError('INVALID_DATA', `${where} cannot be read${reason}`, { cause, sql })
-}
-
-const countingCommands: ReadonlySet<string> = new Set(['COPY', 'DELETE', 'INSERT', 'MERGE', 'UPDATE'])
-
-function resultOf<Row>(rows: Row[], tag: string, extra: string | null | undefined): StatementResult<Row> {
-  const space = tag.indexOf(' ')
-  const command = space < 0 ? tag : tag.slice(0, space)
-  if (countingCommands.has(command)) {
-    return { command, rows, extra, numAffectedRows: BigInt(tag.slice(tag.lastIndexOf(' ') + 1)) }
-  }
-  return { command, rows, extra }
 }

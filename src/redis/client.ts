@@ -3,7 +3,17 @@ import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import type { RedisTarget } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { DatabaseError } from '../core/errors.ts'
+import { redisConnectTimeoutMs } from '../core/redis-url.ts'
 import { type BreakerSettings, type BreakerState, CircuitBreaker, type Verdict } from '../resilience/circuit-breaker.ts'
+
+/** A moment of a {@link RedisClient}. */
+export interface RedisClientStats {
+  /** Where it is, without credentials. */
+  readonly target: string
+  /** Whether it takes commands now. */
+  readonly isReady: boolean
+  readonly breaker: BreakerState
+}
 
 /** What a {@link RedisClient} reports. */
 export interface RedisObserver {
@@ -66,6 +76,11 @@ export class RedisClient {
       observer.onReady?.()
     })
     this.#connection.on('close', () => observer.onLost?.())
+  }
+
+  /** Whether commands are taken, and what the breaker makes of those that were sent. */
+  stats(): RedisClientStats {
+    return { target: this.description, isReady: this.isReady, breaker: this.#breaker?.state ?? 'closed' }
   }
 
   /** Whether commands are taken now. */
@@ -233,7 +248,7 @@ function connectionOptions({ username, password, database, tls, commandTimeoutMs
     commandTimeout: commandTimeoutMs,
     // A frozen server keeps its socket open; this tears it down.
     socketTimeout: commandTimeoutMs * 2,
-    connectTimeout: 1_000,
+    connectTimeout: redisConnectTimeoutMs,
     retryStrategy: pauseBeforeAttempt,
     ...cutSoon,
     // After a failover the old primary answers READONLY: connect again, but do not repeat the command (2 would, for ever).

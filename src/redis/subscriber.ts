@@ -40,7 +40,7 @@ export class RedisSubscriber {
     this.#listeners.set(channel, listeners.add(listener))
     // It connects again when that fails.
     if (this.#connection !== undefined) this.#subscribe(this.#connection, channel, [listener]).catch(() => undefined)
-    else this.#working ??= this.#keepConnected().finally(() => (this.#working = undefined))
+    else this.#connect()
     return () => this.#forget(channel, listener)
   }
 
@@ -48,6 +48,14 @@ export class RedisSubscriber {
   async close(): Promise<void> {
     this.#closing.abort()
     await this.#working
+  }
+
+  #connect(): void {
+    this.#working ??= this.#keepConnected().finally(() => {
+      this.#working = undefined
+      // Somebody may have come when it was just about to end.
+      if (this.#isWanted) this.#connect()
+    })
   }
 
   async #keepConnected(): Promise<void> {

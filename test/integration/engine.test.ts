@@ -478,6 +478,84 @@ describe('Kysely', () => {
     expect(logged.at(-1)).toMatchObject({ level: 'error' })
   })
 
+  test('gets results that have nothing but what Kysely says', async () => {
+    await using database = await open({ preparedStatements: { threshold: 1 } })
+    const { db } = database
+    const insert = (id: number): Promise<object> => sql`insert into notes values (${id}, 'x')`.execute(db)
+    const inserted = { rows: [], numAffectedRows: 1n }
+    expect({ ...(await insert(200)) }).toEqual(inserted)
+    expect(await database.transaction(async () => ({ ...(await insert(201)) }))).toEqual(inserted)
+    expect(Object.keys(await sql`select 1`.execute(db)).filter((key) => key !== 'numAffectedRows')).toEqual(['rows'])
+  })
+
+  describe('reads what was changed under it', () => {
+    const columns = (rows: readonly object[]): string[] => Object.keys(rows[0] ?? {})
+    const read = async (db: Kysely<DB>): Promise<string[]> =>
+      columns(await db.selectFrom('notes').selectAll().where('id', '=', 1).execute())
+    const alter = (db: Kysely<DB>): Promise<unknown> => sql`alter table notes add added int`.execute(db)
+    const before = ['id', 'text']
+    const after = ['id', 'text', 'added']
+
+    test('in a transaction of either kind, and in one that is undone', async () => {
+      await using database = await open({ preparedStatements: { threshold: 1 }, pipeline: false, pool: { max: 1 } })
+      const { db } = database
+      const runs: ((work: (inside: Kysely<DB>) => Promise<void>) => Promise<void>)[] = [
+        (work) => db.transaction().execute(work),
+        (work) => database.transaction(() => work(db), { attempts: 1 }),
+        async (work) => {
+          const controlled = await db.startTransaction().execute()
+          await work(controlled)
+          await controlled.commit().execute()
+        },
+      ]
+      for (const run of runs) {
+        expect(await read(db)).toEqual(before)
+        const undone = database.transaction(
+          async () => {
+            expect(await read(db)).toEqual(before)
+            await alter(db)
+            expect(await read(db)).toEqual(after)
+            throw new Error('undone')
+          },
+          { attempts: 1 },
+        )
+        await expect(undone).rejects.toThrow('undone')
+        await run(async (inside) => {
+          expect(await read(inside)).toEqual(before)
+          await alter(inside)
+          expect(await read(inside)).toEqual(after)
+        })
+        await db.transaction().execute(async (inside) => {
+          expect(await read(inside)).toEqual(after)
+          await sql`do 'begin alter table notes drop added; end'`.execute(inside)
+          expect(await read(inside)).toEqual(before)
+        })
+      }
+      // Names are used again afterwards.
+      await read(db)
+      const names = sql<{
+        count: string
+      }>`select count(*) from pg_prepared_statements where statement like '%from "notes"%'`
+      expect((await names.execute(db)).rows).toEqual([{ count: '1' }])
+    })
+
+    test('on one connection, by itself and by another', async () => {
+      await using database = await open({ preparedStatements: { threshold: 1 } })
+      const other = new Kysely<DB>({ dialect: postgresDialect({ url, preparedStatements: { threshold: 1 } }) })
+      await database.db.connection().execute(async (connection) => {
+        expect(await read(connection)).toEqual(before)
+        await alter(connection)
+        expect(await read(connection)).toEqual(after)
+        expect(await read(other)).toEqual(after)
+        await sql`alter table notes drop added`.execute(other)
+        expect(await read(connection)).toEqual(before)
+        await alter(connection)
+      })
+      for (let n = 0; n < 5; n += 1) expect(await read(other)).toEqual(after)
+      await other.destroy()
+    })
+  })
+
   test('of the user runs on the same engine through the dialect', async () => {
     const db = new Kysely<DB>({ dialect: postgresDialect({ url, pool: { max: 2 } }) })
     await sql`create table notes (id int primary key, text text)`.execute(db)

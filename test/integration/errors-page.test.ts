@@ -363,17 +363,13 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
   PROTOCOL_VIOLATION: async () =>
     (await open()).query(sql`select 1 where 1 in (${sql.join(Array.from({ length: 65_536 }, (_, n) => n))})`),
   CACHED_PLAN_CHANGED: async () => {
-    const database = await open({ preparedStatements: { threshold: 1 } })
+    const database = await open({ preparedStatements: { threshold: 1 }, pipeline: false, pool: { max: 1 } })
     await admin.query('create table prices (id int)')
-    return database.transaction(
-      async () => {
-        const read = (): Promise<unknown> => database.query(sql`select * from prices where id > ${0}`)
-        await read()
-        await database.query(sql`alter table prices add amount int`)
-        await read()
-      },
-      { attempts: 1 },
-    )
+    const read = (): Promise<unknown> => database.query(sql`select * from prices where id > ${0}`)
+    await read()
+    // By another connection: a change of its own is noticed.
+    await admin.query('alter table prices add amount int')
+    return database.transaction(read, { attempts: 1 })
   },
   PREPARED_STATEMENT_LOST: async () => {
     const database = await open({ preparedStatements: { threshold: 1 } })

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { type BufferEntry, NotificationBuffer } from '../../../src/postgres/notification-buffer.ts'
+import { type BufferEntry, NotificationBuffer } from '../../../src/core/notification-buffer.ts'
 
 function drain(buffer: NotificationBuffer): BufferEntry[] {
   const entries: BufferEntry[] = []

@@ -1,4 +1,4 @@
-import { DatabaseError } from '../core/errors.ts'
+import { DatabaseError } from './errors.ts'
 
 /** A channel whose payloads are JSON of one type; {@link channel} makes it. */
 export interface NotificationChannel<Payload> {
@@ -7,7 +7,7 @@ export interface NotificationChannel<Payload> {
   readonly parse: (received: unknown) => Payload
 }
 
-/** What `listen` and `notify` take: a typed channel, or a name, whose payloads are plain text. */
+/** What `listen`, `notify`, `subscribe` and `publish` take: a typed channel, or a name, whose payloads are plain text. */
 export type AnyChannel = NotificationChannel<unknown> | string
 
 /** The type of a channel's payloads. */
@@ -17,8 +17,11 @@ export type PayloadOf<Channel extends AnyChannel> =
 /** PostgreSQL's limit, `NAMEDATALEN - 1`: LISTEN would cut a longer name and pg_notify refuse it. */
 const maxNameBytes = 63
 
-/** PostgreSQL refuses 8 000 bytes: `NOTIFY_PAYLOAD_MAX_LENGTH` in async.c counts the NUL at the end. */
-const maxPayloadBytes = 7_999
+/** Who carries a payload, and how large it may be. */
+export interface PayloadLimit {
+  readonly carrier: string
+  readonly maxBytes: number
+}
 
 /**
  * A channel whose payloads are JSON. With `parse`, for instance a schema's, each payload that comes in goes through it, and
@@ -54,7 +57,7 @@ export function channelName(of: AnyChannel): string {
 }
 
 /** The text to send. Throws `INVALID_ARGUMENT` for what is no JSON, and `NOTIFICATION_TOO_LARGE`. */
-export function encodePayload(to: AnyChannel, payload: unknown): string {
+export function encodePayload(to: AnyChannel, payload: unknown, { carrier, maxBytes }: PayloadLimit): string {
   const text = typeof to === 'string' ? payload : toJson(to.name, payload)
   if (typeof text !== 'string') {
     throw new DatabaseError(
@@ -64,10 +67,10 @@ export function encodePayload(to: AnyChannel, payload: unknown): string {
     )
   }
   const size = Buffer.byteLength(text)
-  if (size <= maxPayloadBytes) return text
+  if (size <= maxBytes) return text
   throw new DatabaseError(
     'NOTIFICATION_TOO_LARGE',
-    `A notification on the channel "${channelName(to)}" has ${size} bytes, and PostgreSQL takes ${maxPayloadBytes}. ` +
+    `A notification on the channel "${channelName(to)}" has ${size} bytes, and ${carrier} takes ${maxBytes}. ` +
       'Nothing was sent. Store what it tells in a row, and send the key of the row.',
   )
 }
