@@ -14,7 +14,9 @@ export class Channel {
   readonly #prepared: PreparedStatements
   readonly #inFlight: Statement[] = []
   readonly #onIdle: (() => void)[] = []
+  readonly #onAnswered: { readonly statement: Statement; readonly resolve: () => void }[] = []
   #isOpen = true
+  #isHeld = false
   #ending: Promise<void> | undefined
   #lastAnswer = 0
   #cancelAskedAt = Number.NEGATIVE_INFINITY
@@ -66,7 +68,22 @@ export class Channel {
     statement.sentAt = performance.now()
     this.#inFlight.push(statement)
     if (!this.#isOpen) process.nextTick(() => this.#failUnsent())
-    else if (this.#isPipelined || (this.#inFlight.length === 1 && this.#isReady)) this.client.query(statement as never)
+    else if (this.#isPipelined || (this.#inFlight.length === 1 && this.#isReady && !this.#isHeld))
+      this.client.query(statement as never)
+  }
+
+  /**
+   * Asks the server to stop a statement, as {@link ConnectionSource.cancel} does, and resolves when the request has done what it will;
+   * nothing further is sent before, which it could hit instead.
+   */
+  async cancelOnly(source: ConnectionSource): Promise<void> {
+    this.#isHeld = true
+    try {
+      await this.cancel(source)
+    } finally {
+      this.#isHeld = false
+      if (this.#isReady && this.#inFlight[0]?.isSubmitted === false) this.#sendNext()
+    }
   }
 
   /** Asks the server to stop what runs here, as {@link ConnectionSource.cancel} does, and remembers that it was asked. */
@@ -79,6 +96,12 @@ export class Channel {
   whenIdle(): Promise<void> {
     if (this.#inFlight.length === 0) return Promise.resolve()
     return new Promise((resolve) => this.#onIdle.push(resolve))
+  }
+
+  /** Resolves when a statement is no longer in flight. */
+  whenAnswered(statement: Statement): Promise<void> {
+    if (!this.#inFlight.includes(statement)) return Promise.resolve()
+    return new Promise((resolve) => this.#onAnswered.push({ statement, resolve }))
   }
 
   /** Calls when it has ended, by whatever; gives what takes that back. */
@@ -155,7 +178,7 @@ export class Channel {
   }
 
   #sendNext(): void {
-    for (;;) {
+    while (!this.#isHeld) {
       const [next] = this.#inFlight
       if (next === undefined) return
       // Its caller has given up while it waited for its turn.
@@ -173,6 +196,10 @@ export class Channel {
     else {
       const index = this.#inFlight.indexOf(statement)
       if (index >= 0) this.#inFlight.splice(index, 1)
+    }
+    for (const awaited of this.#onAnswered.filter((one) => one.statement === statement)) {
+      this.#onAnswered.splice(this.#onAnswered.indexOf(awaited), 1)
+      awaited.resolve()
     }
     if (this.#inFlight.length > 0 || this.#onIdle.length === 0) return
     for (const resolve of this.#onIdle.splice(0)) resolve()

@@ -463,7 +463,7 @@ class EngineConnection implements DatabaseConnection {
   async collectSessionInfo(): Promise<void> {}
 
   async cancelQuery(): Promise<void> {
-    await this.session.channel.cancel(this.parts.engine.source)
+    await this.session.interrupt()
   }
 
   async killSession(): Promise<void> {

@@ -500,7 +500,8 @@ export class Session {
   release(unfinished: 'cancel' | 'wait' = 'cancel'): void {
     if (!this.isLent) return
     this.stream?.stop()
-    if (this.channel.inFlight.length > 0 && this.channel.isOpen && !this.#isBroken) {
+    const isBusy = this.channel.inFlight.length > 0 || this.#interruption !== undefined
+    if (isBusy && this.channel.isOpen && !this.#isBroken) {
       void this.#settle(unfinished)
       return
     }
@@ -522,8 +523,8 @@ export class Session {
   }
 
   /**
-   * Stops what the server still runs on the connection, and resolves when it has answered; to false when it does not,
-   * or the connection is gone.
+   * Stops what is in flight on the connection now, and nothing that is sent later. Resolves when the server has answered it and nothing
+   * more can be stopped; to false when it does not, or the connection is gone.
    */
   interrupt(): Promise<boolean> {
     // Two at once could cancel what is sent after the first of them has succeeded.
@@ -535,15 +536,19 @@ export class Session {
     const { channel } = this
     this.stream?.stop()
     const until = performance.now() + settleMs
-    while (channel.inFlight.length > 0 && channel.isOpen && performance.now() < until) {
-      // One that comes before the statement has begun stops nothing, so it is sent again.
-      await channel.cancel(this.#source)
-      await Promise.race([channel.whenIdle(), sleep(cancelAgainMs, undefined, { ref: false })])
+    for (const statement of [...channel.inFlight]) {
+      while (channel.inFlight.includes(statement)) {
+        if (!channel.isOpen || performance.now() >= until) return false
+        // One that comes before the statement has begun stops nothing, so it is sent again.
+        await channel.cancelOnly(this.#source)
+        await Promise.race([channel.whenAnswered(statement), sleep(cancelAgainMs, undefined, { ref: false })])
+      }
     }
-    return channel.inFlight.length === 0 && channel.isOpen
+    return channel.isOpen
   }
 
   async #settle(unfinished: 'cancel' | 'wait'): Promise<void> {
+    await this.#interruption
     if (unfinished === 'wait') await this.channel.whenIdle()
     else if (!(await this.interrupt())) this.#isBroken = true
     this.#giveBack()

@@ -257,7 +257,21 @@ export function toDatabaseError(cause: unknown, context: ErrorContext = {}): Dat
     column: report?.column,
     constraint: report?.constraint,
   }
-  return construct(code, describe(code, cause, context), init, context)
+  return withLongerStack(() => construct(code, describe(code, cause, context), init, context))
+}
+
+// Inside a transaction and Kysely's log, Node's own limit of ten frames ends before the caller's.
+const framesToCaller = 30
+
+function withLongerStack<T>(make: () => T): T {
+  const limit = Error.stackTraceLimit
+  // Who wants none has switched them off.
+  if (limit > 0 && limit < framesToCaller) Error.stackTraceLimit = framesToCaller
+  try {
+    return make()
+  } finally {
+    Error.stackTraceLimit = limit
+  }
 }
 
 /** Whether the connection on which an error came is gone or cannot be waited for, so that nothing can be undone on it. */

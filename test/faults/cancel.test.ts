@@ -1,6 +1,7 @@
 import { randomInt } from 'node:crypto'
-import { sql } from 'kysely'
+import { Kysely, sql } from 'kysely'
 import { expect, test, vi } from 'vitest'
+import { createDatabase, postgresDialect } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 import { startProxy } from '../support/proxy.ts'
 import { open, select } from './open.ts'
@@ -116,6 +117,59 @@ test.each([
     expect(proxy.count('client', 'CancelRequest')).toBeGreaterThan(runs / 20)
   },
   isFull ? 300_000 : 30_000,
+)
+
+test.each(['database.db', 'postgresDialect'] as const)(
+  'row 10: what Kysely cancels on a connection of its own takes nothing with it that comes behind, on %s',
+  async (kind) => {
+    const url = await freshDatabaseUrl('empty')
+    await using proxy = await proxyTo(url)
+    proxy.on({ from: 'client', message: 'CancelRequest' }, { delayMs: 2 }, { times: Infinity })
+    const settings = { url: proxy.url, breaker: false, pipeline: false, pool: { max: 1 } } as const
+    const database = kind === 'database.db' ? await createDatabase({ postgres: settings, redis: false }) : undefined
+    const db = database?.db ?? new Kysely<unknown>({ dialect: postgresDialect(settings) })
+    const runs = times(1_000, 20)
+    const behind: string[] = []
+    const next = async (on: Kysely<unknown>): Promise<void> => {
+      const { error } = await attempt(() => sql`select pg_sleep(0.002)`.execute(on))
+      behind.push(error?.code ?? 'answer')
+    }
+    const aborted = async (on: Kysely<unknown>, run: number): Promise<void> => {
+      const controller = new AbortController()
+      const { signal } = controller
+      if (run % 2 === 0) {
+        const numbers = on.selectFrom(sql<{ i: number }>`generate_series(1, 3)`.as('t')).selectAll()
+        await attempt(async () => {
+          for await (const _ of numbers.stream({ chunkSize: 1, signal })) controller.abort()
+        }).catch(() => undefined)
+        return
+      }
+      const options = { signal, inflightQueryAbortStrategy: 'cancel query' } as const
+      const query = sql`select pg_sleep(0.002)`.execute(on, options).catch(() => undefined)
+      await microseconds(randomInt(5_000))
+      controller.abort()
+      await query
+    }
+    for (let run = 0; run < runs; run += 1) {
+      await aborted(db, run)
+      await next(db)
+      await db.connection().execute((connection) => aborted(connection, run))
+      await next(db)
+      await db.connection().execute(async (connection) => {
+        await aborted(connection, run)
+        await next(connection)
+      })
+    }
+    record(
+      10,
+      runs * 3,
+      `${kind}: ${proxy.count('client', 'CancelRequest')} cancel requests; behind them ${tally(behind)}`,
+    )
+    expect(new Set(behind)).toEqual(new Set(['answer']))
+    expect(proxy.count('client', 'CancelRequest')).toBeGreaterThan(runs)
+    await (database?.close() ?? db.destroy())
+  },
+  isFull ? 120_000 : 30_000,
 )
 
 async function proxyTo(url: string): Promise<Awaited<ReturnType<typeof startProxy>> & AsyncDisposable> {

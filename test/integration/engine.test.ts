@@ -478,6 +478,14 @@ describe('Kysely', () => {
     expect(logged.at(-1)).toMatchObject({ level: 'error' })
   })
 
+  test('is told where in the program a statement stands that failed inside a transaction, with a log as well', async () => {
+    await using database = await createDatabase<DB>({ postgres: { url }, redis: false, log: () => undefined })
+    const failing = database.db.transaction().execute((trx) => sql`select * from nowhere`.execute(trx))
+    const limit = Error.stackTraceLimit
+    await expect(failing).rejects.toMatchObject({ stack: expect.stringContaining('engine.test.ts') as string })
+    expect(Error.stackTraceLimit).toBe(limit)
+  })
+
   test('gets results that have nothing but what Kysely says', async () => {
     await using database = await open({ preparedStatements: { threshold: 1 } })
     const { db } = database
