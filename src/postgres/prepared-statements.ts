@@ -30,6 +30,7 @@ export class PreparationPolicy {
   #lost = 0
   #lostSince = 0
   #isShared = false
+  #schemaChanges = 0
   readonly #changed = new WeakSet<StatementText>()
 
   constructor(settings: PreparedStatementSettings, onGivenUp: () => void = () => undefined) {
@@ -54,6 +55,15 @@ export class PreparationPolicy {
   /** What a connection was told to be its process on the server: a pooler invents a number of 32 bits. */
   noteProcess(id: number | null | undefined): void {
     if (typeof id === 'number' && (id < 0 || id > highestProcess)) this.#isShared = true
+  }
+
+  /** Counts what a connection of this process has changed that others may have prepared. */
+  get schemaChanges(): number {
+    return this.#schemaChanges
+  }
+
+  noteSchemaChange(): void {
+    this.#schemaChanges += 1
   }
 
   /**
@@ -87,11 +97,13 @@ export class PreparedStatements {
   readonly #stale = new Set<string>()
   #epoch = 0
   #hasNewSchema = false
+  #knownChanges: number
 
   /** `parsers` are those of the connection. */
   constructor(policy: PreparationPolicy, parsers: ParserSource) {
     this.#policy = policy
     this.#parsers = parsers
+    this.#knownChanges = policy.schemaChanges
   }
 
   /** Changes when names are lost: what was sent before can only tell the same again. */
@@ -101,6 +113,10 @@ export class PreparedStatements {
 
   /** Whether the connection has the text under its name. */
   has(text: StatementText): boolean {
+    if (this.#knownChanges !== this.#policy.schemaChanges) {
+      this.#knownChanges = this.#policy.schemaChanges
+      this.#forgetAll()
+    }
     return this.#prepared.has(text.name)
   }
 
@@ -157,10 +173,11 @@ export class PreparedStatements {
   /**
    * A command of this connection may have changed tables: inside its transaction, a name that was prepared before would fail and
    * take the transaction with it; and one that is prepared now would, if the change is undone. So nothing is prepared until
-   * {@link noteIdle}.
+   * {@link noteIdle}. Other connections forget their names as well, if the command `changes` what they may know.
    */
-  noteSchemaChange(): void {
+  noteSchemaChange(changes: boolean): void {
     this.#hasNewSchema = true
+    if (changes) this.#policy.noteSchemaChange()
     this.#forgetAll()
   }
 

@@ -235,7 +235,7 @@ export class Statement<Row = unknown> {
   }
 
   handleCommandComplete(message: { text: string }): void {
-    if (changesSchema.test(message.text)) this.prepared?.noteSchemaChange()
+    if (mayChangeSchema.test(message.text)) this.prepared?.noteSchemaChange(changesSchema.test(message.text))
     if (this.ahead > 0) this.ahead -= 1
     else if (!this.isBehind) {
       // It gives no rows; the next time nobody needs to ask.
@@ -328,7 +328,9 @@ function sqlStateOf(error: unknown): string | undefined {
 }
 
 /** The tags of commands after which a prepared statement may give other columns; a block and a procedure may hold them. */
-const changesSchema = /^(?:ALTER|CALL|CREATE|DO|DROP)\b/
+const mayChangeSchema = /^(?:ALTER|CALL|CREATE|DO|DROP)\b/
+// New tables are new to all, and temporary ones are made often.
+const changesSchema = /^(?:ALTER|DROP|CREATE VIEW)\b/
 
 /** The tables of a prepared statement have changed so that its result has other columns. */
 function isPlanChanged(error: unknown): boolean {

@@ -547,6 +547,21 @@ describe('Kysely', () => {
       expect((await names.execute(db)).rows).toEqual([{ count: '1' }])
     })
 
+    test('in a transaction of Kysely, when another connection of this process has changed it', async () => {
+      await using database = await open({ preparedStatements: { threshold: 1 }, pool: { max: 2 } })
+      const { db } = database
+      const both = (): Promise<string[][]> => Promise.all([0, 1].map(() => db.transaction().execute(read)))
+      expect(await both()).toEqual([before, before])
+      await alter(db)
+      expect(await both()).toEqual([after, after])
+      await sql`drop table notes`.execute(db)
+      await sql`create table notes as select 1 as id, 2 as other`.execute(db)
+      expect(await both()).toEqual([
+        ['id', 'other'],
+        ['id', 'other'],
+      ])
+    })
+
     test('on one connection, by itself and by another', async () => {
       await using database = await open({ preparedStatements: { threshold: 1 } })
       const other = new Kysely<DB>({ dialect: postgresDialect({ url, preparedStatements: { threshold: 1 } }) })
