@@ -5,6 +5,7 @@ import {
   type Insertable,
   type Kysely,
   type RawBuilder,
+  type RootOperationNode,
   type Selectable,
   sql,
   type Updateable,
@@ -85,6 +86,9 @@ import { encodeMessage, RedisMessages, type SubscriberStats } from './redis/mess
 
 /** Where the rows of queries are in the cache. */
 const queryNamespace = 'sql'
+
+/** What the triggers of docs/cache.md tell the names of tables on. */
+const writesChannel = 'kanta_written'
 
 /** How long {@link Database.health} waits for each server. */
 const healthTimeoutMs = 2_000
@@ -566,6 +570,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const close = async (): Promise<void> => {
     // Its handlers may be in the middle of queries.
     await Promise.all([notifications.close(), messages?.close()])
+    await cache.endWrites(config.pool.drainTimeoutMs)
     await Promise.all([replicas?.close(), parts.engine.close()])
     // What the last transactions invalidate goes out before Redis does.
     await closeCache(cache, config)
@@ -588,6 +593,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   try {
     // Other processes may have cached what is written here.
     if (redis !== undefined && config.cache.queries) await database.watchWrites()
+    if (config.cache.listen) await database.watchOthers()
   } catch (error) {
     await close()
     throw error
@@ -607,7 +613,15 @@ async function openRedisAndCache(
       onReady: () => cache?.redisIsBack(),
       onBreaker: (state) => events.emit('breaker', { state, target: config.redis?.description ?? '' }),
     }))
-  cache = openCache(config.cache, redis, () => transactions.current, {
+  const current = {
+    get current() {
+      return transactions.current
+    },
+    run: <T>(work: () => Promise<T>) => transactions.run(work),
+    context: () => engine.callersContext(),
+  }
+  cache = openCache(config.cache, redis, current, {
+    warn: (message) => config.logger.warn(message),
     onTrust: () => events.emit('cache', { state: 'trusted' }),
     onGap: (reason) => events.emit('cache', { state: 'distrusted', reason }),
   })
@@ -985,13 +999,21 @@ class OpenDatabase<DB> implements Database<DB> {
   async watchWrites(): Promise<void> {
     await this.#queries.prepare()
     this.#engine.writes = {
-      onWritten: (tables) => this.#openCache.invalidateTags(this.#tagsOfWrite(tables)),
-      onWrittenIn: (scope, tables) => void this.#openCache.invalidateTags(this.#tagsOfWrite(tables), scope as Scope),
+      onWritten: (tables, query) => this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query)),
+      onWrittenIn: (scope, tables, query) =>
+        void this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query), scope as Scope),
     }
   }
 
-  #tagsOfWrite(tables: readonly string[]): string[] {
-    return this.#queries.tagsOfWrite(tables).map((tag) => `${queryNamespace}:${tag}`)
+  /** From now on, what triggers tell of the writes of other programs does so as well. */
+  async watchOthers(): Promise<void> {
+    // What they wrote meanwhile is not known.
+    const onGap = (): Promise<void> => this.cache.namespace(queryNamespace).clear()
+    await this.#notifications.listen(writesChannel, (table) => this.touched(table), { onGap })
+  }
+
+  #tagsOfWrite(tables: readonly string[], query?: RootOperationNode): string[] {
+    return this.#queries.tagsOfWrite(tables, query).map((tag) => `${queryNamespace}:${tag}`)
   }
 
   replica(choice?: ReplicaChoice): ReadonlyKysely<DB> {

@@ -52,6 +52,7 @@ export type { BreakerState } from './resilience/circuit-breaker.ts'
 export type { Cache, CacheEntryOptions, CacheStats, InvalidateOptions } from './cache/layered-cache.ts'
 export type { CachedOptions } from './cache/query-cache.ts'
 export type { InvalidationStats } from './cache/invalidations.ts'
+export type { WriteBehind, WriteBehindOptions } from './cache/write-behind.ts'
 export type { LoaderStats } from './cache/loader.ts'
 
 // Configuration

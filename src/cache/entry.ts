@@ -27,7 +27,8 @@ const magic = '\0k'
 const version = '\u0001'
 const beginning = `V${magic}${version}`
 const idSize = 16
-const headerSize = beginning.length + idSize
+/** How many bytes tell an entry from others. */
+export const headerSize: number = beginning.length + idSize
 // A checksum, flags, clock, end, grace, size, and how long the tags are.
 const flagsAt = headerSize + 4
 const tagsAt = flagsAt + 1 + 4 * 8 + 4

@@ -11,6 +11,20 @@ export interface Invalidation {
 /** An invalidation of nothing, to be filled. */
 export const nothing: Invalidation = { keys: [], tags: [], patterns: [] }
 
+/** All of them in one. */
+export function mergedOf(all: readonly Invalidation[]): Invalidation {
+  return {
+    keys: unique(all.flatMap(({ keys }) => keys)),
+    tags: unique(all.flatMap(({ tags }) => tags)),
+    patterns: unique(all.flatMap(({ patterns }) => patterns)),
+    all: all.some((what) => what.all === true),
+  }
+}
+
+function unique(names: readonly string[]): readonly string[] {
+  return names.length > 1 ? [...new Set(names)] : names
+}
+
 // What is forgotten first raises the floor, so that forgetting is safe; it only costs entries that are old.
 const maxRemembered = 200_000
 const maxPatterns = 100

@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ChannelListener, RedisSubscriber } from '../redis/subscriber.ts'
 import { Batch } from './batch.ts'
-import { type Invalidation, InvalidationLog, nothing } from './invalidation-log.ts'
-import { readTickMessage, type RedisTier, type Tick, type TickMessage } from './redis-tier.ts'
+import { type Invalidation, InvalidationLog, mergedOf, nothing } from './invalidation-log.ts'
+import type { Post } from './loader.ts'
+import { type InvalidateSettings, readTickMessage, type SharedTier, type Tick, type TickMessage } from './redis-tier.ts'
 
 /** Who holds what is invalidated. */
 export interface InvalidationTarget {
@@ -10,6 +11,14 @@ export interface InvalidationTarget {
   drop(what: Invalidation, clock: number): void
   /** Lets go of everything: it is not known what was invalidated. */
   dropAll(): void
+  /** Puts a value there that was reserved; false where it has lost that right. */
+  place(post: Post, invalidatedAt: number): Promise<boolean>
+}
+
+/** How {@link Invalidations.invalidate} ends something. */
+export interface Ending {
+  readonly owner?: string | undefined
+  readonly posts?: readonly Post[] | undefined
 }
 
 /** How invalidations travel. Times are milliseconds. */
@@ -49,7 +58,7 @@ const batchSize = 1_000
  */
 export class Invalidations implements ChannelListener {
   readonly log: InvalidationLog = new InvalidationLog()
-  readonly #tier: RedisTier | undefined
+  readonly #tier: SharedTier | undefined
   readonly #target: InvalidationTarget
   readonly #settings: InvalidationSettings
   readonly #observer: InvalidationObserver
@@ -68,7 +77,7 @@ export class Invalidations implements ChannelListener {
   #isClosed = false
 
   constructor(
-    tier: RedisTier | undefined,
+    tier: SharedTier | undefined,
     target: InvalidationTarget,
     settings: InvalidationSettings,
     observer: InvalidationObserver,
@@ -109,27 +118,55 @@ export class Invalidations implements ChannelListener {
 
   /**
    * From now on nothing of it holds here; once this resolves, nowhere that can be reached, or it waits for Redis to come back.
-   * Gives its clock, if Redis has it. Never rejects. `owner` may have held it.
+   * Never rejects. `owner` may have held it. What was reserved takes the place of what it ends, where nobody else has ended
+   * it meanwhile.
    */
-  async invalidate(what: Invalidation, owner?: string): Promise<number | undefined> {
+  async invalidate(what: Invalidation, { owner, posts = [] }: Ending = {}): Promise<void> {
     this.#target.drop(what, Number.POSITIVE_INFINITY)
-    if (this.#tier === undefined) {
-      const clock = this.next()
-      this.log.note(what, clock)
-      this.log.unblock(what)
-      return clock
-    }
+    if (this.#tier === undefined) return this.#endHere(what, posts)
     this.log.block(what)
+    let tick: Tick
     try {
+      const isPlain = owner === undefined && posts.length === 0
       // What many transactions end at the same time is told at once.
-      const { clock } = await (owner === undefined ? this.#sending.add(what) : this.#tier.invalidate(what, owner))
-      this.log.note(what, clock)
+      tick = await (isPlain ? this.#sending.add(what) : this.#tier.invalidate(what, settingsOf(owner, posts)))
+      this.log.note(what, tick.clock)
       this.log.unblock(what)
-      return clock
     } catch {
       this.#enqueue(what)
-      return undefined
+      return
     }
+    if (posts.length > 0) await this.#place(this.#tier, posts, tick)
+  }
+
+  async #endHere(what: Invalidation, posts: readonly Post[]): Promise<void> {
+    // What was invalidated just then was so before.
+    const untouched = posts.filter(({ key, since, tags }) => this.log.holds(key, since + 0.5, tags))
+    const clock = this.next()
+    this.log.note(what, clock)
+    this.log.unblock(what)
+    await Promise.all(untouched.map((post) => this.#target.place(post, clock)))
+  }
+
+  async #place(tier: SharedTier, posts: readonly Post[], { clock, floor, changed }: Tick): Promise<void> {
+    let check = 0
+    const failed: string[] = []
+    await Promise.all(
+      posts.map(async (post) => {
+        const first = check
+        check += post.tags.length
+        const isUntouched = floor <= post.since && !changed.slice(first, check).includes(true)
+        const isPlaced = isUntouched && (await this.#target.place(post, clock).catch(() => false))
+        if (!isPlaced) failed.push(post.key)
+      }),
+    )
+    if (failed.length === 0) return
+    // What is there instead may be older than the commit.
+    const what = { ...nothing, keys: failed }
+    await tier.invalidate(what).catch(() => {
+      this.log.block(what)
+      this.#enqueue(what)
+    })
   }
 
   /**
@@ -249,7 +286,7 @@ export class Invalidations implements ChannelListener {
   }
 
   async #send(all: readonly Invalidation[]): Promise<readonly Tick[]> {
-    const tick = await (this.#tier as RedisTier).invalidate(mergedOf(all))
+    const tick = await (this.#tier as SharedTier).invalidate(mergedOf(all))
     return all.map(() => tick)
   }
 
@@ -298,17 +335,10 @@ export class Invalidations implements ChannelListener {
   }
 }
 
-function mergedOf(all: readonly Invalidation[]): Invalidation {
-  return {
-    keys: unique(all.flatMap(({ keys }) => keys)),
-    tags: unique(all.flatMap(({ tags }) => tags)),
-    patterns: unique(all.flatMap(({ patterns }) => patterns)),
-    all: all.some((what) => what.all === true),
-  }
-}
-
-function unique(names: readonly string[]): readonly string[] {
-  return names.length > 1 ? [...new Set(names)] : names
+function settingsOf(owner: string | undefined, posts: readonly Post[]): InvalidateSettings {
+  const kept = new Set(posts.filter(({ expected }) => expected !== undefined).map(({ key }) => key))
+  const checks = posts.flatMap(({ tags, since }) => tags.map((tag) => ({ tag, since })))
+  return { owner, kept, checks }
 }
 
 function sizeOf({ keys, tags, patterns }: Invalidation): number {

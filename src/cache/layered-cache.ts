@@ -1,8 +1,9 @@
 import { coarseNow } from '../core/coarse-clock.ts'
 import { DatabaseError } from '../core/errors.ts'
-import type { Invalidation } from './invalidation-log.ts'
+import { type Invalidation, nothing } from './invalidation-log.ts'
 import type { Invalidations, InvalidationStats } from './invalidations.ts'
-import type { EntryPolicy, Loader, LoaderStats } from './loader.ts'
+import type { EntryPolicy, Loader, LoaderStats, Post } from './loader.ts'
+import type { WriteBehind, WriteBehindOptions } from './write-behind.ts'
 
 /** How a value is cached. Times are milliseconds. What is left out is as `cache` of the database says. */
 export interface CacheEntryOptions<T = unknown> {
@@ -70,8 +71,49 @@ export interface Cache {
    * was limited.
    */
   getOrSet<T>(key: string, load: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T>
-  /** Puts a value there. `CACHE_VALUE_UNSUPPORTED` for one that would not survive it. */
+  /**
+   * Puts a value there that its caller knows to be the latest; inside a transaction with its commit, as {@link writeThrough} does.
+   * `CACHE_VALUE_UNSUPPORTED` for one that would not survive it.
+   */
   set<T>(key: string, value: T, options?: CacheEntryOptions<T>): Promise<void>
+  /**
+   * Runs `write` in a transaction, which joins the one around it, and puts what it gives in the place of what is cached once that is
+   * committed. Of writers at the same time the last to commit wins, or nothing is kept and the next read loads it: never an
+   * older value. So give what the statement returned. In strict mode (`cache.holdMs`) it is only invalidated.
+   *
+   * Rejects as `write` and its transaction do, and with `CACHE_VALUE_UNSUPPORTED`, which undoes the write.
+   *
+   * @example
+   * ```ts
+   * import type { Database } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * export const rename = ({ cache, db }: Database<DB>, id: string, name: string) =>
+   *   cache.writeThrough(`user:${id}`, () =>
+   *     db.updateTable('users').set({ name }).where('id', '=', id).returningAll().executeTakeFirstOrThrow(),
+   *   )
+   * ```
+   */
+  writeThrough<T>(key: string, write: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T>
+  /**
+   * Values that are written a little later, many at once, for what changes often and may be merged: counters, the time somebody was
+   * last seen. What was not written when the process dies is lost. `close()` of the database writes what waits, for
+   * `pool.drainTimeoutMs` at most.
+   *
+   * @example
+   * ```ts
+   * import type { Database } from 'kanta'
+   * import type { DB } from './generated/schema.ts'
+   *
+   * export const lastSeen = (database: Database<DB>) =>
+   *   database.cache.writeBehind<Date>({
+   *     idempotent: true,
+   *     write: (times) =>
+   *       database.updateMany('users', [...times].map(([id, last_login_at]) => ({ id, last_login_at })), { key: ['id'] }),
+   *   })
+   * ```
+   */
+  writeBehind<T>(options: WriteBehindOptions<T>): WriteBehind<T>
   delete(key: string): Promise<void>
   /** From now on nothing of it is given. Resolves when all processes that can be reached know; never rejects for want of Redis. */
   invalidate(what: InvalidateOptions): Promise<void>
@@ -88,7 +130,8 @@ export interface SurroundingTransaction {
   readonly bypassesCache: boolean
   /** To be done with its commit, or when nobody can tell whether it was committed. */
   invalidate(what: Invalidation): void
-  afterCommit(work: () => Promise<void>): void
+  /** To be put there with its commit. */
+  post(post: Post): void
 }
 
 /** What a {@link LayeredCache} is made of. */
@@ -98,6 +141,9 @@ export interface CacheParts {
   readonly defaults: { readonly ttlMs: number; readonly maxTtlMs: number }
   /** The transaction of the present async context. */
   transaction(): SurroundingTransaction | undefined
+  /** Runs work in a transaction, or in the present one. */
+  transact<T>(work: () => Promise<T>): Promise<T>
+  writeBehind<T>(options: WriteBehindOptions<T>): WriteBehind<T>
 }
 
 const maxNameBytes = 1_024
@@ -155,13 +201,30 @@ export class LayeredCache implements Cache {
   }
 
   async set<T>(key: string, value: T, options?: CacheEntryOptions<T>): Promise<void> {
-    const name = this.#nameOf(key)
-    const policy = this.#policyOf(options) as EntryPolicy
+    await this.#put(key, value, options, this.#parts.invalidations.log.clock)
+  }
+
+  async writeThrough<T>(key: string, write: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T> {
+    this.#nameOf(key)
+    const since = this.#parts.invalidations.log.clock
+    return this.#parts.transact(async () => {
+      const value = await write()
+      await this.#put(key, value, options, since)
+      return value
+    })
+  }
+
+  async #put<T>(key: string, value: T, options: CacheEntryOptions<T> | undefined, since: number): Promise<void> {
+    const { loader, invalidations } = this.#parts
+    const post = loader.post(this.#nameOf(key), value, this.#policyOf(options) as EntryPolicy, since)
     const transaction = this.#parts.transaction()
-    if (transaction === undefined) return this.#parts.loader.store(name, value, policy)
-    this.#parts.loader.check(value)
-    transaction.invalidate({ keys: [name], tags: [], patterns: [] })
-    transaction.afterCommit(() => this.#parts.loader.store(name, value, policy))
+    if (transaction !== undefined) return transaction.post(post)
+    await loader.reserve(post)
+    await invalidations.invalidate({ ...nothing, keys: [post.key] }, { posts: [post] })
+  }
+
+  writeBehind<T>(options: WriteBehindOptions<T>): WriteBehind<T> {
+    return this.#parts.writeBehind(options)
   }
 
   delete(key: string): Promise<void> {

@@ -6,7 +6,7 @@ import { type EntryFacts, headerOf, packEntry, type StoredEntry } from './entry.
 import { concernedBy, type Invalidation } from './invalidation-log.ts'
 import type { Invalidations, InvalidationTarget } from './invalidations.ts'
 import type { MemoryEntry, MemoryTier } from './memory-tier.ts'
-import type { RedisTier } from './redis-tier.ts'
+import type { SharedTier } from './redis-tier.ts'
 
 /** How one value is cached, resolved. Times are milliseconds. */
 export interface EntryPolicy<T = unknown> {
@@ -68,6 +68,21 @@ interface Flight {
   isDirty: boolean
 }
 
+/** A value on its way into the cache, with the commit of what it was made of. */
+export interface Post {
+  readonly key: string
+  readonly value: unknown
+  readonly found: Survey
+  readonly policy: EntryPolicy
+  readonly tags: readonly string[]
+  /** The clock of the last invalidation that was heard before its value was made. */
+  readonly since: number
+  /** When it was reserved, of the invalidations that are heard. */
+  epoch: number
+  /** What must still be under the key in Redis. */
+  expected: string | undefined
+}
+
 /** A value and what entitles to keep it. */
 interface Right {
   readonly clock: number
@@ -88,7 +103,7 @@ const longestPollMs = 50
 /** Reads through both tiers: a value in memory, else in Redis, else loaded once for all who want it. */
 export class Loader implements InvalidationTarget {
   readonly memory: MemoryTier
-  readonly #tier: RedisTier | undefined
+  readonly #tier: SharedTier | undefined
   readonly #codec: Codec
   readonly #settings: LoaderSettings
   readonly #flights = new Map<string, Flight>()
@@ -108,7 +123,7 @@ export class Loader implements InvalidationTarget {
   }
   #invalidations!: Invalidations
 
-  constructor(memory: MemoryTier, tier: RedisTier | undefined, codec: Codec, settings: LoaderSettings) {
+  constructor(memory: MemoryTier, tier: SharedTier | undefined, codec: Codec, settings: LoaderSettings) {
     this.memory = memory
     this.#tier = tier
     this.#codec = codec
@@ -179,35 +194,50 @@ export class Loader implements InvalidationTarget {
     void this.#refresh(key, load, policy as EntryPolicy)
   }
 
-  /** Throws `CACHE_VALUE_UNSUPPORTED` for a value that cannot be kept. */
-  check(value: unknown): void {
-    survey(value)
+  /**
+   * A value to be put in the place of what is cached, made of nothing older than what was invalidated by `since`. Throws
+   * `CACHE_VALUE_UNSUPPORTED` for one that cannot be kept.
+   */
+  post(key: string, value: unknown, policy: EntryPolicy, since: number): Post {
+    const found = survey(value)
+    const tags = typeof policy.tags === 'function' ? policy.tags(value) : policy.tags
+    return { key, value: this.memory.keep(value), found, policy, tags, since, epoch: 0, expected: undefined }
   }
 
-  /** Puts a value there that its caller knows to be the latest. */
-  async store(key: string, value: unknown, policy: EntryPolicy): Promise<void> {
-    const found = survey(value)
-    const kept = this.memory.keep(value)
+  /** To be called before the commit of what the value was made of: whoever loads or ends it from now on has seen that, or not. */
+  async reserve(post: Post): Promise<void> {
+    post.epoch = this.#invalidations.epoch
+    try {
+      post.expected = await this.#tier?.reserve(post.key)
+    } catch {
+      this.#counts.redisFailures += 1
+    }
+  }
+
+  /** Gives up what was reserved. */
+  async release({ key, expected }: Post): Promise<void> {
+    // An entry that is there goes on to hold.
+    if (expected?.startsWith('L')) await this.#quietly(this.#tier?.discard(key, expected))
+  }
+
+  /** Puts it there, by the clock of its own invalidation. False where something has happened to it since it was reserved. */
+  async place(post: Post, invalidatedAt: number): Promise<boolean> {
+    const { key, value, found, policy, tags, expected, epoch } = post
     const tier = this.#tier
-    const { epoch } = this.#invalidations
     // Later than its own invalidation, and not later than one that comes behind.
-    const invalidated = await this.#invalidations.invalidate({ keys: [key], tags: [], patterns: [] })
-    if (invalidated === undefined) return
-    const clock = tier === undefined ? this.#invalidations.next() : invalidated + 1
-    const facts = factsOf(value, clock, policy, found.size, tier)
-    if (facts === undefined) return
+    const clock = tier === undefined ? this.#invalidations.next() : invalidatedAt + 1
+    const facts = factsOf(value, clock, { ...policy, tags }, found.size, tier)
+    if (facts === undefined) return false
+    const leftMs = facts.freshMs + facts.graceMs
     let header: string | undefined
     if (tier !== undefined) {
+      if (expected === undefined) return this.#refuse()
       const entry = packEntry(facts, await this.#codec.encode(value, found))
       header = headerOf(entry)
-      try {
-        await tier.put(key, entry, facts.freshMs + facts.graceMs)
-      } catch {
-        this.#counts.redisFailures += 1
-        return
-      }
+      if (!(await tier.swap(key, expected, entry, leftMs))) return this.#refuse()
     }
-    this.#remember(key, kept, { ...facts, header }, policy, facts.freshMs + facts.graceMs, epoch)
+    this.#remember(key, value, { ...facts, header }, policy, leftMs, epoch)
+    return true
   }
 
   drop(what: Invalidation, clock: number): void {
@@ -378,7 +408,7 @@ export class Loader implements InvalidationTarget {
 
   /** A fresh entry that holds. */
   async #freshIn(
-    tier: RedisTier,
+    tier: SharedTier,
     key: string,
   ): Promise<{ readonly entry: StoredEntry; readonly leftMs: number } | undefined> {
     const { found, now } = await tier.look(key)
@@ -507,7 +537,7 @@ export class Loader implements InvalidationTarget {
     const { log, isTrusted } = this.#invalidations
     if (!log.holds(key, clock, tags)) return false
     if (isTrusted || tags.length === 0) return true
-    return (this.#tier as RedisTier).latestOf(tags).then((latest) => latest < clock)
+    return (this.#tier as SharedTier).latestOf(tags).then((latest) => latest < clock)
   }
 
   async #waitFor(flight: Flight, key: string, policy: EntryPolicy): Promise<unknown> {
@@ -606,7 +636,7 @@ function factsOf(
   clock: number,
   policy: EntryPolicy,
   size: number,
-  tier: RedisTier | undefined,
+  tier: SharedTier | undefined,
 ): NewEntry | undefined {
   const isNegative = value === undefined || value === null
   const ttlMs = isNegative ? policy.negativeTtlMs : policy.ttlMs

@@ -1,21 +1,33 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CacheSettings } from '../core/config.ts'
-import type { Scope } from '../postgres/transaction.ts'
+import type { Scope, Transactions } from '../postgres/transaction.ts'
 import type { RedisClient } from '../redis/client.ts'
 import type { RedisSubscriber } from '../redis/subscriber.ts'
 import { Codec } from './codec.ts'
-import type { Invalidation } from './invalidation-log.ts'
+import { concernedBy, type Invalidation, mergedOf } from './invalidation-log.ts'
 import { type InvalidationObserver, Invalidations } from './invalidations.ts'
 import { type Cache, LayeredCache, type SurroundingTransaction } from './layered-cache.ts'
-import { Loader } from './loader.ts'
+import { Loader, type Post } from './loader.ts'
 import { MemoryTier } from './memory-tier.ts'
 import { RedisTier } from './redis-tier.ts'
+import { type WriteBehind, type WriteBehindOptions, WriteQueue } from './write-behind.ts'
 
 /** The Redis of a cache: where its values are, and where it hears of invalidations. */
 export interface CacheRedis {
   readonly client: RedisClient
   readonly subscriber: RedisSubscriber
+}
+
+/** The transactions with which a cache changes. */
+export interface CacheTransactions extends Pick<Transactions, 'current' | 'run'> {
+  /** Runs work later in the context of whoever asks for this, without its transaction. */
+  context(): <T>(work: () => T) => T
+}
+
+/** Who is told of what happens in a cache. */
+export interface CacheObserver extends InvalidationObserver {
+  warn(message: string): void
 }
 
 /** A cache and what its owner does with it. */
@@ -25,16 +37,18 @@ export interface OpenCache {
   invalidateTags(tags: readonly string[], scope?: Scope): Promise<void>
   /** Redis takes commands, for the first time or again. */
   redisIsBack(): void
+  /** Writes what is to be written behind, while the database is open. */
+  endWrites(limitMs: number): Promise<void>
   /** Waits so long for what goes on behind, and gives how many keys and tags could not be invalidated in Redis. */
   close(limitMs: number): Promise<number>
 }
 
-/** Opens a cache. Without Redis it is one of this process alone. `current` is the transaction of the present async context. */
+/** Opens a cache. Without Redis it is one of this process alone. */
 export function openCache(
   settings: CacheSettings,
   redis: CacheRedis | undefined,
-  current: () => Scope | undefined,
-  observer: InvalidationObserver,
+  transactions: CacheTransactions,
+  observer: CacheObserver,
 ): OpenCache {
   const { leaseMs, maxTtlMs, memory, codec, compressAboveBytes } = settings
   // A value is kept for its time, and for as long as it may be given stale; its lease began before.
@@ -56,24 +70,47 @@ export function openCache(
   })
   loader.attach(invalidations)
   if (redis) invalidations.listen(redis.subscriber)
+  const groups = new WeakMap<Scope, CommitGroup>()
   const buffers = new WeakMap<Scope, TransactionBuffer>()
   const bufferOf = (scope: Scope): TransactionBuffer => {
-    const known = buffers.get(scope) ?? new TransactionBuffer(scope, invalidations, settings.holdMs)
+    const group = groups.get(scope.root) ?? new CommitGroup(loader, invalidations, settings.holdMs)
+    groups.set(scope.root, group)
+    const known = buffers.get(scope) ?? new TransactionBuffer(scope, group)
     buffers.set(scope, known)
     return known
   }
   const transaction = (): SurroundingTransaction | undefined => {
-    const scope = current()
-    return scope && bufferOf(scope)
+    const { current } = transactions
+    return current && bufferOf(current)
+  }
+  const transact = <T>(work: () => Promise<T>): Promise<T> => transactions.run(work)
+  const queues = new Set<Pick<WriteQueue<unknown>, 'end'>>()
+  const writeBehind = <T>(options: WriteBehindOptions<T>): WriteBehind<T> => {
+    const outside = transactions.context()
+    const queue = new WriteQueue(options, {
+      transact: (work) => outside(() => transactions.run(work)),
+      afterCommit(work) {
+        const { current } = transactions
+        if (current === undefined) work()
+        else current.addHook('commit', work)
+      },
+      warn: (message) => observer.warn(message),
+      onClose: () => queues.delete(queue),
+    })
+    queues.add(queue)
+    return queue
   }
   const defaults = { ttlMs: settings.ttlMs, maxTtlMs }
   return {
-    cache: new LayeredCache({ loader, invalidations, defaults, transaction }),
+    cache: new LayeredCache({ loader, invalidations, defaults, transaction, transact, writeBehind }),
     redisIsBack: () => invalidations.drainSoon(),
     async invalidateTags(tags, scope) {
       const what = { keys: [], tags, patterns: [] }
       if (scope === undefined) await invalidations.invalidate(what)
       else bufferOf(scope).invalidate(what)
+    },
+    async endWrites(limitMs) {
+      await Promise.all([...queues].map((queue) => queue.end(limitMs)))
     },
     async close(limitMs) {
       // What loads a value may hang.
@@ -86,21 +123,20 @@ export function openCache(
 /** Outermost transactions in which something was invalidated: what they read is for them alone. */
 const changed = new WeakSet<Scope>()
 
-/** What a transaction or savepoint invalidates, which goes with it. */
+/** What a transaction or savepoint changes in the cache, which goes with it. */
 class TransactionBuffer implements SurroundingTransaction {
   readonly #scope: Scope
-  readonly #invalidations: Invalidations
-  readonly #holdMs: number | false
+  readonly #group: CommitGroup
   readonly #keys = new Set<string>()
   readonly #tags = new Set<string>()
   readonly #patterns = new Set<string>()
+  readonly #posts = new Map<string, Post>()
   #all = false
   #isArmed = false
 
-  constructor(scope: Scope, invalidations: Invalidations, holdMs: number | false) {
+  constructor(scope: Scope, group: CommitGroup) {
     this.#scope = scope
-    this.#invalidations = invalidations
-    this.#holdMs = holdMs
+    this.#group = group
   }
 
   get bypassesCache(): boolean {
@@ -109,39 +145,105 @@ class TransactionBuffer implements SurroundingTransaction {
     return hasWritten || !readsCommitted || changed.has(root)
   }
 
-  invalidate({ keys, tags, patterns, all = false }: Invalidation): void {
+  get posts(): readonly Post[] {
+    return [...this.#posts.values()]
+  }
+
+  get what(): Invalidation {
+    return { keys: [...this.#keys], tags: [...this.#tags], patterns: [...this.#patterns], all: this.#all }
+  }
+
+  invalidate(what: Invalidation): void {
+    const { keys, tags, patterns, all = false } = what
     for (const key of keys) this.#keys.add(key)
     for (const tag of tags) this.#tags.add(tag)
     for (const pattern of patterns) this.#patterns.add(pattern)
     this.#all ||= all
-    changed.add(this.#scope.root)
-    if (this.#isArmed) return
-    this.#isArmed = true
+    const concerns = concernedBy(what)
+    for (const post of this.posts) {
+      if (concerns(post.key) || post.tags.some((tag) => tags.includes(tag))) this.#posts.delete(post.key)
+    }
     this.#arm()
   }
 
-  afterCommit(work: () => Promise<void>): void {
-    this.#scope.addHook('commit', work)
+  post(post: Post): void {
+    this.#keys.add(post.key)
+    this.#posts.set(post.key, post)
+    this.#arm()
   }
 
   #arm(): void {
-    const scope = this.#scope
-    let held: { readonly what: Invalidation; readonly owner: string } | undefined
-    const end = (): Promise<unknown> =>
-      held ? this.#invalidations.invalidate(held.what, held.owner) : this.#invalidations.invalidate(this.#collected())
-    scope.addHook('commit', end)
-    scope.addHook('unknown', end)
-    if (this.#holdMs === false) return
-    const holdMs = this.#holdMs
-    scope.addHook('before', async () => {
-      held = { what: this.#collected(), owner: randomUUID() }
-      await this.#invalidations.hold(held.what, held.owner, holdMs)
-    })
-    // Nothing has changed, but nothing can be kept either before the holds are gone.
-    scope.addHook('rollback', () => held && end())
+    changed.add(this.#scope.root)
+    if (this.#isArmed) return
+    this.#isArmed = true
+    const group = this.#group
+    // Of a savepoint that is undone, none of this is ever called.
+    this.#scope.addHook('before', () => group.join(this))
+    this.#scope.addHook('commit', () => group.end(true))
+    this.#scope.addHook('unknown', () => group.end(false))
+    this.#scope.addHook('rollback', () => group.giveUp())
+  }
+}
+
+/** What an outermost transaction changes in the cache, of all its savepoints: told at once. */
+class CommitGroup {
+  readonly #loader: Loader
+  readonly #invalidations: Invalidations
+  readonly #holdMs: number | false
+  readonly #buffers: TransactionBuffer[] = []
+  readonly #holds: { readonly what: Invalidation; readonly owner: string }[] = []
+  #posts: readonly Post[] = []
+  #ending: Promise<unknown> | undefined
+
+  constructor(loader: Loader, invalidations: Invalidations, holdMs: number | false) {
+    this.#loader = loader
+    this.#invalidations = invalidations
+    this.#holdMs = holdMs
   }
 
-  #collected(): Invalidation {
-    return { keys: [...this.#keys], tags: [...this.#tags], patterns: [...this.#patterns], all: this.#all }
+  /** Before the commit. */
+  join(buffer: TransactionBuffer): Promise<unknown> | undefined {
+    this.#buffers.push(buffer)
+    if (this.#holdMs !== false) {
+      const hold = { what: buffer.what, owner: randomUUID() }
+      this.#holds.push(hold)
+      // What is held can be nobody's, and so not be put there either.
+      return this.#invalidations.hold(hold.what, hold.owner, this.#holdMs)
+    }
+    const { posts } = buffer
+    if (posts.length === 0) return undefined
+    this.#posts = [...this.#posts, ...posts]
+    return Promise.all(posts.map((post) => this.#loader.reserve(post)))
   }
+
+  end(isCommitted: boolean): Promise<unknown> {
+    this.#ending ??= this.#end(isCommitted)
+    return this.#ending
+  }
+
+  /** Nothing has changed, but nothing can be kept either before the holds are gone. */
+  giveUp(): Promise<unknown> | undefined {
+    // A savepoint that is undone is not the end.
+    if (this.#buffers.length === 0) return undefined
+    this.#ending ??= Promise.all([this.#endHolds(), ...this.#posts.map((post) => this.#loader.release(post))])
+    return this.#ending
+  }
+
+  async #end(isCommitted: boolean): Promise<void> {
+    if (this.#holds.length > 0) {
+      await this.#endHolds()
+      return
+    }
+    // Of two for the same key, the savepoint's is not known to be the later one.
+    const posts = isCommitted ? this.#posts.filter(({ key }, index, all) => isOnlyOne(key, index, all)) : []
+    await this.#invalidations.invalidate(mergedOf(this.#buffers.map(({ what }) => what)), { posts })
+  }
+
+  async #endHolds(): Promise<void> {
+    await Promise.all(this.#holds.map(({ what, owner }) => this.#invalidations.invalidate(what, { owner })))
+  }
+}
+
+function isOnlyOne(key: string, at: number, posts: readonly Post[]): boolean {
+  return posts.every((other, index) => index === at || other.key !== key)
 }

@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto'
-import type { CompiledQuery } from 'kysely'
+import type { CompiledQuery, RootOperationNode } from 'kysely'
 import { DatabaseError } from '../core/errors.ts'
 import { writtenTables } from '../postgres/statement-text.ts'
 import { textOf } from '../postgres/wire.ts'
 import type { Cache, CacheEntryOptions } from './layered-cache.ts'
+import { type PrimaryKey, readRows, type Rows, writtenRows } from './row-keys.ts'
 
 /** How the rows of a query are cached. Times are milliseconds. */
 export interface CachedOptions<Row = unknown> extends CacheEntryOptions<Row[]> {
@@ -23,7 +24,10 @@ interface Dependencies {
   readonly writes: ReadonlyMap<string, ReadonlySet<string>>
   /** A read of the one is a read of the others. */
   readonly reads: ReadonlyMap<string, ReadonlySet<string>>
+  readonly keys: ReadonlyMap<string, PrimaryKey>
 }
+
+const anyRows: Rows = { kind: 'any' }
 
 const refreshMs = 60_000
 
@@ -59,18 +63,43 @@ export class QueryCache {
     const { tables = [], tags = [], ...entry } = options
     const read = [...readTables(query, tables)].map(tableName)
     await this.prepare()
-    const ownTags = this.#reached(read, 'reads').map(tagOf)
-    const allTags = (rows: Row[]): string[] => [...ownTags, ...(typeof tags === 'function' ? tags(rows) : tags)]
-    const known = typeof tags === 'function' ? allTags : [...ownTags, ...tags]
-    return this.#cache.getOrSet(keyOf(query), run, { ...entry, tags: known })
+    const ownTags = this.#tagsOfRead(query.query, read)
+    const isFixed = typeof ownTags !== 'function' && typeof tags !== 'function'
+    const allTags = (rows: Row[]): string[] => [
+      ...(typeof ownTags === 'function' ? ownTags(rows) : ownTags),
+      ...(typeof tags === 'function' ? tags(rows) : tags),
+    ]
+    return this.#cache.getOrSet(keyOf(query), run, { ...entry, tags: isFixed ? [...ownTags, ...tags] : allTags })
   }
 
-  /** The tags of the queries that end when these tables have been written. */
-  tagsOfWrite(tables: readonly string[]): string[] {
-    return this.#reached(tables.map(tableName), 'writes').map(tagOf)
+  /** The tags of the queries that end when these tables have been written, by this query if it is known. */
+  tagsOfWrite(tables: readonly string[], query?: RootOperationNode): string[] {
+    const written = tables.map(tableName)
+    const [table] = written
+    const rows =
+      query === undefined || table === undefined || written.length > 1
+        ? anyRows
+        : writtenRows(query, this.#dependencies?.keys.get(table))
+    const reached = this.#reached(written, 'writes')
+    return reached.flatMap((name) => tagsOfWritten(name, name === table ? rows : anyRows))
   }
 
-  #reached(tables: readonly string[], by: keyof Dependencies): string[] {
+  /** A row by its key ends with writes to that row, and to rows that are not known; all else with any to its tables. */
+  #tagsOfRead(
+    query: RootOperationNode,
+    read: readonly string[],
+  ): readonly string[] | ((rows: readonly unknown[]) => readonly string[]) {
+    const tables = this.#reached(read, 'reads')
+    const [table] = tables
+    const rows =
+      table === undefined || tables.length > 1 ? anyRows : readRows(query, this.#dependencies?.keys.get(table))
+    if (table === undefined || rows.kind !== 'row') return tables.map((name) => tag('table', name))
+    const tags = [rowTag(table, rows.key), tag('rows', table)]
+    // That there is none ends with any row that is new.
+    return (found) => (found.length > 0 ? tags : [...tags, tag('absent', table)])
+  }
+
+  #reached(tables: readonly string[], by: 'reads' | 'writes'): string[] {
     const reached = new Set(tables)
     // What is added while it goes on is visited too.
     for (const table of reached) for (const other of this.#dependencies?.[by].get(table) ?? []) reached.add(other)
@@ -81,12 +110,17 @@ export class QueryCache {
     try {
       const writes = new Map<string, Set<string>>()
       const reads = new Map<string, Set<string>>()
-      for (const { kind, one, other } of await this.#ask(askDependencies)) {
+      const keys = new Map<string, PrimaryKey>()
+      for (const { kind, one, other, type } of await this.#ask(askDependencies)) {
+        if (kind === 'key') {
+          keys.set(String(one), { column: String(other), type: type as PrimaryKey['type'] })
+          continue
+        }
         const map = kind === 'read' ? reads : writes
         const others = map.get(String(one)) ?? new Set()
         map.set(String(one), others.add(String(other)))
       }
-      this.#dependencies = { writes, reads }
+      this.#dependencies = { writes, reads, keys }
       this.#loadedAt = performance.now()
     } finally {
       this.#loading = undefined
@@ -98,16 +132,26 @@ const relationName = (oid: string): string => `(
   select case n.nspname when 'public' then '' else n.nspname || '.' end || c.relname
   from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = ${oid})`
 
-// Foreign keys with actions, partitions and inheritance, and what views are made of.
+// Foreign keys with actions, partitions and inheritance, what views are made of, and primary keys of one column of which equal
+// values are written alike.
 const askDependencies = `
-  select 'write' as kind, ${relationName('confrelid')} as one, ${relationName('conrelid')} as other
+  select 'write' as kind, ${relationName('confrelid')} as one, ${relationName('conrelid')} as other, '' as type
   from pg_constraint where contype = 'f' and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd'))
   union
-  select 'write', ${relationName('inhrelid')}, ${relationName('inhparent')} from pg_inherits
+  select 'write', ${relationName('inhrelid')}, ${relationName('inhparent')}, '' from pg_inherits
   union
-  select 'write', ${relationName('inhparent')}, ${relationName('inhrelid')} from pg_inherits
+  select 'write', ${relationName('inhparent')}, ${relationName('inhrelid')}, '' from pg_inherits
   union
-  select kind, ${relationName('r.ev_class')}, ${relationName('d.refobjid')}
+  select 'key', ${relationName('k.conrelid')}, a.attname,
+    case t.typname when 'uuid' then 'uuid' when 'text' then 'text' when 'varchar' then 'text' else 'integer' end
+  from pg_constraint k
+  join pg_attribute a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+  join pg_type t on t.oid = a.atttypid
+  left join pg_collation l on l.oid = a.attcollation
+  where k.contype = 'p' and cardinality(k.conkey) = 1 and coalesce(l.collisdeterministic, true)
+    and t.typname in ('int2', 'int4', 'int8', 'uuid', 'text', 'varchar')
+  union
+  select kind, ${relationName('r.ev_class')}, ${relationName('d.refobjid')}, ''
   from pg_rewrite r
   join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
   cross join (values ('read'), ('write')) as kinds(kind)
@@ -165,7 +209,23 @@ function tableName(name: string): string {
   return name.startsWith('public.') ? name.slice('public.'.length) : name
 }
 
+function tagsOfWritten(table: string, rows: Rows): string[] {
+  const list = tag('table', table)
+  switch (rows.kind) {
+    case 'row':
+      return [list, rowTag(table, rows.key)]
+    case 'new':
+      return [list, tag('absent', table)]
+    case 'any':
+      return [list, tag('rows', table), tag('absent', table)]
+  }
+}
+
 /** No longer than a tag may be: names have at most 63 bytes each. */
-function tagOf(table: string): string {
-  return `table:${table}`
+function tag(kind: 'absent' | 'rows' | 'table', table: string): string {
+  return `${kind}:${table}`
+}
+
+function rowTag(table: string, key: string): string {
+  return `row:${table}:${key.length <= 64 ? key : createHash('sha256').update(key).digest('base64url')}`
 }

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { RedisClient, RedisReply, Script } from '../redis/client.ts'
 import { Batch } from './batch.ts'
-import { headerOf, marker, type StoredEntry, unpackEntry } from './entry.ts'
+import { headerOf, headerSize, marker, type StoredEntry, unpackEntry } from './entry.ts'
 import type { Invalidation } from './invalidation-log.ts'
 
 /** What was found under a key, or put there. */
@@ -43,13 +43,30 @@ export interface Tick {
   readonly last: number
   readonly clock: number
   readonly floor: number
+  /** Of tags: later than `clock` where they are held. */
+  readonly tagClock: number
+  /** Of each check: it was invalidated by another. */
+  readonly changed: readonly boolean[]
 }
 
 /** An invalidation as others hear of it. */
-export interface TickMessage extends Tick {
-  /** Of tags: later than `clock` where they are held. */
-  readonly tagClock: number
+export interface TickMessage extends Omit<Tick, 'changed'> {
   readonly what: Invalidation
+}
+
+/** Asks whether a tag was invalidated after a clock. */
+export interface TagCheck {
+  readonly tag: string
+  readonly since: number
+}
+
+/** How {@link RedisTier.invalidate} goes about it. */
+export interface InvalidateSettings {
+  /** Whose hold may be taken away, too. */
+  readonly owner?: string | undefined
+  /** Keys whose entries stay, since what comes in their place is up to date. */
+  readonly kept?: ReadonlySet<string> | undefined
+  readonly checks?: readonly TagCheck[] | undefined
 }
 
 // The clock is Redis' own time in microseconds, or one more than the last. When the set is lost, all that is older is invalid:
@@ -134,17 +151,39 @@ end
 return done`,
 }
 
-/** KEYS: entries. ARGV: the hold of whoever invalidates, or nothing. What is another's hold, or not ours, stays. */
+/** Takes an entry away, or a lease. What is the hold of another than `owner`, or not ours, stays. */
+const dropOne = `
+local function drop(key, owner)
+  local value = redis.pcall('GET', key)
+  if type(value) ~= 'string' or string.sub(value, 2, 3) ~= '${magic}' then return end
+  if string.sub(value, 1, 1) ~= 'T' or value == owner then redis.call('UNLINK', key) end
+end
+`
+
+/** KEYS: entries. ARGV: the hold of whoever invalidates, or nothing. */
 const dropScript: Script = {
   name: 'kantaDrop',
-  lua: `
-for _, key in ipairs(KEYS) do
-  local value = redis.pcall('GET', key)
-  if type(value) == 'string' and string.sub(value, 2, 3) == '${magic}' then
-    if string.sub(value, 1, 1) ~= 'T' or value == ARGV[1] then redis.call('UNLINK', key) end
-  end
-end
+  lua: `${dropOne}
+for _, key in ipairs(KEYS) do drop(key, ARGV[1]) end
 return 1`,
+}
+
+/**
+ * KEYS: entry. ARGV: a lease, and its time. Gives the clock, and the beginning of the entry that is there; or leaves the lease where
+ * there is none, also in the place of another's, and gives that.
+ */
+const reserveScript: Script = {
+  name: 'kantaReserve',
+  lua: `
+local value = redis.pcall('GET', KEYS[1])
+if value then
+  if type(value) ~= 'string' or string.sub(value, 2, 3) ~= '${magic}' then return '' end
+  local kind = string.sub(value, 1, 1)
+  if kind == 'V' then return string.sub(value, 1, ${headerSize}) end
+  if kind == 'T' then return '' end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]`,
 }
 
 /** KEYS: entries. ARGV: what to put there, and its time. What is not ours stays. */
@@ -163,23 +202,34 @@ return 1`,
 // Entries live no longer than that, so what was invalidated before need not be remembered.
 const pruneEvery = 256
 
-/** KEYS: inv. ARGV: channel, hold in µs, whether the floor rises, the longest life of an entry in µs, the message, tags. */
+/**
+ * KEYS: inv, and entries to take away. ARGV: channel, hold in µs, whether the floor rises, the longest life of an entry in µs, the
+ * message, whose hold may be taken away, how many tags, those, and pairs of a tag and a clock: whether it was invalidated
+ * later than that is told of each.
+ */
 const tickScript: Script = {
   name: 'kantaTick',
-  lua: `${readClock}
+  lua: `${readClock}${dropOne}
+for index = 2, #KEYS do drop(KEYS[index], ARGV[6]) end
 local last = clockOf(KEYS[1])
 local clock = string.format('%.0f', math.max(tonumber(last) + 1, time))
 local tagClock = string.format('%.0f', tonumber(clock) + ARGV[2])
+local behindTags = 8 + ARGV[7]
+local changed = {}
+for index = behindTags, #ARGV, 2 do
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[index])
+  changed[#changed + 1] = score and tonumber(score) > tonumber(ARGV[index + 1]) and 1 or 0
+end
 redis.call('ZADD', KEYS[1], clock, '__clock')
 if ARGV[3] == '1' then redis.call('ZADD', KEYS[1], clock, '__floor') end
-for i = 6, #ARGV do redis.call('ZADD', KEYS[1], 'GT', tagClock, ARGV[i]) end
+for index = 8, behindTags - 1 do redis.call('ZADD', KEYS[1], 'GT', tagClock, ARGV[index]) end
 local floor = redis.call('ZSCORE', KEYS[1], '__floor')
 if clock % ${pruneEvery} == 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. string.format('%.0f', time - ARGV[4]))
   redis.call('ZADD', KEYS[1], clock, '__clock', floor, '__floor')
 end
 redis.call('PUBLISH', ARGV[1], last .. ' ' .. clock .. ' ' .. tagClock .. ' ' .. floor .. ' ' .. ARGV[5])
-return {last, clock, floor, tagClock}`,
+return {last, clock, floor, tagClock, changed}`,
 }
 
 /** KEYS: inv. ARGV: a clock. */
@@ -189,6 +239,8 @@ const sinceScript: Script = {
 local clock, present, floor = reading(KEYS[1])
 return {clock, present, floor, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES')}`,
 }
+
+const scripts = [nowScript, readScript, swapScript, dropScript, reserveScript, putScript, tickScript, sinceScript]
 
 /** Told apart from those of all other processes, without asking for randomness each time. */
 const leaseOwner = `${randomBytes(12).toString('base64')} `
@@ -202,6 +254,9 @@ interface Swap {
   readonly entry: Buffer | string
   readonly lifeMs: number
 }
+
+/** What {@link RedisTier} is to its callers. */
+export type SharedTier = { readonly [Member in keyof RedisTier]: RedisTier[Member] }
 
 /** The values that all processes of a namespace share, in Redis. */
 export class RedisTier {
@@ -239,7 +294,7 @@ export class RedisTier {
       (swaps) => this.#swap(swaps),
       ({ entry }) => entry.length,
     )
-    for (const script of [nowScript, readScript, swapScript, dropScript, putScript, tickScript, sinceScript]) {
+    for (const script of scripts) {
       client.define(script)
     }
   }
@@ -280,9 +335,15 @@ export class RedisTier {
     await this.#swapping.add({ key, expected, entry: '', lifeMs: 0 })
   }
 
-  /** Puts a value there, whatever there was. */
-  async put(key: string, entry: Buffer, lifeMs: number): Promise<void> {
-    await this.#client.call(putScript.name, 1, this.#keyOf(key), entry, whole(lifeMs))
+  /**
+   * Takes the right to {@link swap} a value in once what it was made of is committed: gives what must still be there then, or
+   * nothing. Who loads it meanwhile loses that right.
+   */
+  async reserve(key: string): Promise<string | undefined> {
+    const lease = this.#nextLease()
+    const leaseMs = whole(this.#leaseMs)
+    const expected = await this.#client.call(reserveScript.name, 1, this.#keyOf(key), lease, leaseMs)
+    return String(expected) || undefined
   }
 
   /** Takes what may be done by one only; false when another has it. */
@@ -295,17 +356,21 @@ export class RedisTier {
   }
 
   /**
-   * Ends what the invalidation names, in all processes. Both parts go out together: an entry that is read in between is older
-   * than the message says, and a lease that is given in between is taken away.
+   * Ends what the invalidation names, in all processes. Entries go before it is told or together with that: so whoever finds by
+   * the clock that nothing was told knows that nothing was taken away either. Of the keys in `kept` the entries stay.
    */
-  async invalidate(what: Invalidation, owner = ''): Promise<Tick> {
-    const drop = owner === '' ? '' : marker('T', owner)
-    const [tick] = await Promise.all([
-      this.#tick(what, 0),
-      ...this.#batches(what.keys).map((keys) => this.#client.call(dropScript.name, keys.length, ...keys, drop)),
-      ...what.patterns.map((pattern) => this.#dropMatching(pattern)),
-    ])
-    return tick
+  async invalidate(what: Invalidation, { owner, kept, checks = [] }: InvalidateSettings = {}): Promise<Tick> {
+    const held = owner === undefined ? '' : marker('T', owner)
+    const keys = kept === undefined ? what.keys : what.keys.filter((key) => !kept.has(key))
+    const batches = this.#batches(keys)
+    // In a cluster they are on other nodes than what tells of them.
+    const last = this.#client.isCluster ? [] : (batches.pop() ?? [])
+    await Promise.all(batches.map((batch) => this.#client.call(dropScript.name, batch.length, ...batch, held)))
+    const tick = await this.#tick(what, 0, last, held, checks)
+    if (what.patterns.length === 0) return tick
+    // To find them takes its time, for which nobody waits with what is in memory; and then both have to be told again.
+    await Promise.all(what.patterns.map((pattern) => this.#dropMatching(pattern)))
+    return { ...(await this.#tick({ ...what, keys: [], tags: [] }, 0)), changed: tick.changed }
   }
 
   /** Nothing of it is cached for so long: what is read meanwhile may be what a transaction is about to change. */
@@ -399,21 +464,37 @@ export class RedisTier {
     return { kind: 'gone' }
   }
 
-  async #tick(what: Invalidation, holdMs: number): Promise<Tick & { readonly tagClock: number }> {
+  async #tick(
+    what: Invalidation,
+    holdMs: number,
+    entries: readonly string[] = [],
+    held = '',
+    checks: readonly TagCheck[] = [],
+  ): Promise<Tick> {
     const { keys, tags, patterns, all = false } = what
     const message = JSON.stringify({ keys, tags, patterns, all })
-    const [last, clock, floor, tagClock] = (await this.#client.call(
+    const [last, clock, floor, tagClock, changed] = (await this.#client.call(
       tickScript.name,
-      1,
+      1 + entries.length,
       this.#inv,
+      ...entries,
       this.channel,
       Math.ceil(holdMs * 1_000),
       all ? '1' : '0',
       whole(this.#maxLifeMs * 1_000),
       message,
+      held,
+      tags.length,
       ...tags.map(memberOf),
+      ...checks.flatMap(({ tag, since }) => [memberOf(tag), String(since)]),
     )) as RedisReply[]
-    return { last: Number(last), clock: Number(clock), floor: Number(floor), tagClock: Number(tagClock) }
+    return {
+      last: Number(last),
+      clock: Number(clock),
+      floor: Number(floor),
+      tagClock: Number(tagClock),
+      changed: (changed as RedisReply[]).map((one) => one === 1),
+    }
   }
 
   /** By SCAN, a little at a time: KEYS would hold Redis up. */

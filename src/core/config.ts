@@ -243,6 +243,11 @@ export interface CacheOptions {
    * true, `CACHE_QUERIES`
    */
   readonly queries?: boolean | undefined
+  /**
+   * Listens to the triggers of docs/cache.md, which tell what other programs write, and ends what `cached()` has of those tables. One
+   * process that does so is enough for all that share Redis. @default false, `CACHE_LISTEN`
+   */
+  readonly listen?: boolean | undefined
   readonly memory?: MemoryCacheOptions | undefined
 }
 
@@ -400,6 +405,7 @@ const environmentVariables: Readonly<Record<string, string>> = {
   CACHE_HEARTBEAT_MS: 'cache.heartbeatMs',
   CACHE_MAX_QUEUED: 'cache.maxQueued',
   CACHE_QUERIES: 'cache.queries',
+  CACHE_LISTEN: 'cache.listen',
   CACHE_MEMORY_MAX_ENTRIES: 'cache.memory.maxEntries',
   CACHE_MEMORY_MAX_BYTES: 'cache.memory.maxBytes',
   CACHE_MEMORY_VALUES: 'cache.memory.values',
@@ -547,6 +553,7 @@ const cacheShape = {
   heartbeatMs: milliseconds(10),
   maxQueued: wholeNumber(1, 10_000_000, 'a whole number'),
   queries: z.boolean('true or false').optional(),
+  listen: z.boolean('true or false').optional(),
   memory: z
     .strictObject(
       {
@@ -1091,6 +1098,7 @@ function resolveCache(options: ParsedOptions['cache'] = {}): CacheSettings {
     heartbeatMs: options.heartbeatMs ?? 1_000,
     maxQueued: options.maxQueued ?? 10_000,
     queries: options.queries ?? true,
+    listen: options.listen ?? false,
     memory: {
       maxEntries: memory.maxEntries ?? 10_000,
       maxBytes: memory.maxBytes ?? 67_108_864,

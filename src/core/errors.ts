@@ -299,6 +299,11 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'What loads a value for the cache took longer than its limit.',
     'Look at what it waits for, raise loadTimeoutMs, or allow stale values.',
   ),
+  CACHE_WRITE_BEHIND_FULL: entry(
+    'transient',
+    'As many keys wait to be written behind as may.',
+    'Write this one at once, or see why writing is slow.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -364,6 +369,7 @@ export type ErrorCode =
   | 'REDIS_UNAVAILABLE'
   | 'CACHE_VALUE_UNSUPPORTED'
   | 'CACHE_LOAD_TIMEOUT'
+  | 'CACHE_WRITE_BEHIND_FULL'
 
 /** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
 export interface DatabaseErrorInit {

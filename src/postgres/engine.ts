@@ -1,5 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import type { CompiledQuery, QueryResult } from 'kysely'
+import type { CompiledQuery, QueryResult, RootOperationNode } from 'kysely'
 import { type Limits, limitsFrom } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, TimeoutError } from '../core/errors.ts'
 import { Emitter } from '../core/events.ts'
@@ -149,10 +149,10 @@ export function engineContext(warn: (message: string) => void = () => undefined)
 
 /** Who has to know of writes. */
 export interface WriteObserver {
-  /** Tables were written outside of any transaction. Must not reject. */
-  onWritten(tables: readonly string[]): Promise<void>
+  /** Tables were written outside of any transaction, by this query if it is known. Must not reject. */
+  onWritten(tables: readonly string[], query?: RootOperationNode): Promise<void>
   /** Tables were written in a transaction or savepoint. */
-  onWrittenIn(scope: StatementTarget, tables: readonly string[]): void
+  onWrittenIn(scope: StatementTarget, tables: readonly string[], query?: RootOperationNode): void
 }
 
 /** The tables that a statement writes. */
@@ -290,7 +290,7 @@ export class Engine implements StatementTarget {
             ? await (breaker as CircuitBreaker).run(() => this.#send<Row>(text, values, limits))
             : await this.#send<Row>(text, values, limits)
         if (began > 0) this.report(query.sql, began, attempts, false, result)
-        if (this.writes !== undefined) await this.noteWritten(text, options)
+        if (this.writes !== undefined) await this.noteWritten(text, query.query, options)
         return result
       } catch (cause) {
         if (generation !== undefined) breaker?.note(cause, generation)
@@ -304,16 +304,16 @@ export class Engine implements StatementTarget {
         }
         if (began > 0) this.report(query.sql, began, attempts, false, undefined, error)
         // It may have been done.
-        if (this.writes !== undefined && ambiguous.has(error.code)) await this.noteWritten(text, options)
+        if (this.writes !== undefined && ambiguous.has(error.code)) await this.noteWritten(text, query.query, options)
         throw error
       }
     }
   }
 
   /** A statement outside of transactions was done, or may have been. */
-  async noteWritten(text: StatementText, options?: CallOptions): Promise<void> {
+  async noteWritten(text: StatementText, query?: RootOperationNode, options?: CallOptions): Promise<void> {
     const tables = tablesOf(text, options)
-    if (tables.length > 0) await this.writes?.onWritten(tables)
+    if (tables.length > 0) await this.writes?.onWritten(tables, query)
   }
 
   /** One of kanta's own questions, outside any transaction, once: neither repeated nor counted by the breaker. */

@@ -424,7 +424,7 @@ class EngineConnection implements DatabaseConnection {
       try {
         const request = { text, values: sendable(query.sql, query.parameters), deadline }
         const result = await engine.sendOn<Row>(this.session, request, undefined)
-        if (engine.writes !== undefined) await engine.noteWritten(text)
+        if (engine.writes !== undefined) await engine.noteWritten(text, query.query)
         return result
       } catch (cause) {
         const inTransaction = this.session.transactionStatus !== 'none'

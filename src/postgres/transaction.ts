@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { AccessMode, CompiledQuery, IsolationLevel } from 'kysely'
+import type { AccessMode, CompiledQuery, IsolationLevel, RootOperationNode } from 'kysely'
 import { type Limits, limitsFrom, tighter } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from '../core/errors.ts'
 import { pause } from '../resilience/retry.ts'
@@ -364,7 +364,7 @@ export class Scope implements StatementTarget {
       // The server takes statements again: a rollback to a savepoint has undone its failure.
       if (this.#failure?.sqlState !== undefined) this.#failure = undefined
       if (typeof result.extra === 'string') root.#noteTransactionId(result.extra)
-      if (engine.writes !== undefined) this.#noteWritten(text, options)
+      if (engine.writes !== undefined) this.#noteWritten(text, query.query, options)
       if (began > 0) engine.report(query.sql, began, 1, true, result)
       return result
     } catch (cause) {
@@ -387,7 +387,7 @@ export class Scope implements StatementTarget {
     const engine = this.#engine
     const text = engine.texts.get(query.sql, query.query)
     if (!text.isRead) this.#root.#hasOnlyRead = false
-    if (engine.writes !== undefined) this.#noteWritten(text)
+    if (engine.writes !== undefined) this.#noteWritten(text, query.query)
     const request = { text, values: sendable(query.sql, query.parameters), prefix: this.#commandsAhead() }
     this.session.stream = stream
     return request
@@ -419,9 +419,9 @@ export class Scope implements StatementTarget {
     }
   }
 
-  #noteWritten(text: StatementText, options?: CallOptions): void {
+  #noteWritten(text: StatementText, query: RootOperationNode, options?: CallOptions): void {
     const tables = tablesOf(text, options)
-    if (tables.length > 0) this.#engine.writes?.onWrittenIn(this, tables)
+    if (tables.length > 0) this.#engine.writes?.onWrittenIn(this, tables, query)
   }
 
   /** What became of a statement that was not sent by {@link execute}. */

@@ -1,5 +1,6 @@
 import {
   type AliasedExpression,
+  type CompiledQuery,
   type Expression,
   type ExpressionBuilder,
   type InsertType,
@@ -14,12 +15,18 @@ import {
   expressionBuilder,
   sql,
 } from 'kysely'
+import type { CacheEntryOptions } from '../cache/layered-cache.ts'
 import { DatabaseError, NotFoundError } from '../core/errors.ts'
 
 /** What a repository needs of a database: its Kysely. `createDatabase()` gives one, so does `{ db: anyKysely }`. */
 export interface QuerySource<DB> {
   readonly db: Kysely<DB>
+  /** Only for repositories that are cached. */
+  cached?<Row>(query: { compile(): CompiledQuery<Row> }, options?: RepositoryCacheOptions): Promise<Row[]>
 }
+
+/** How a {@link Repository} caches what it reads by key; see {@link CacheEntryOptions}. Times are milliseconds. */
+export type RepositoryCacheOptions = Omit<CacheEntryOptions, 'tags'>
 
 /**
  * The column that holds each property of an entity. It has to name every property, and each column must exist and
@@ -55,6 +62,12 @@ export interface RepositoryDefinition<DB, Table extends keyof DB & string, Colum
   readonly columns: Columns
   /** The property that holds the primary key; without one, calls that take a key do not compile. @default 'id' */
   readonly key?: Key
+  /**
+   * Keeps what {@link Repository.findById} and {@link Repository.getById} read in the cache of the database, until the row is
+   * written through kanta, in any process. They give the same frozen entity to all who ask. Needs a database of
+   * `createDatabase()`. @default not cached
+   */
+  readonly cache?: RepositoryCacheOptions | undefined
   /** Columns that {@link Repository.update} sets besides its patch, for instance a time of change. */
   readonly onUpdate?: (row: ExpressionBuilder<DB, Table>) => UpdateObject<DB, Table>
 }
@@ -165,6 +178,7 @@ export abstract class Repository<
   private readonly table: string
   private readonly key: string
   private readonly columns: ReadonlyMap<string, string>
+  private readonly cache: RepositoryCacheOptions | undefined
   private readonly onUpdate: ((row: ExpressionBuilder<DB, Table>) => object) | undefined
 
   /** The select list of an entity, for `select` and `returning` in queries of your own on this table. */
@@ -179,6 +193,10 @@ export abstract class Repository<
     this.columns = new Map(Object.entries<string>({ ...definition.columns }))
     this.key = definition.key ?? 'id'
     this.onUpdate = definition.onUpdate
+    this.cache = definition.cache
+    if (this.cache !== undefined && database.cached === undefined) {
+      throw this.refusal('cache needs the cache of a database: give the repository what createDatabase() gives')
+    }
     this.selection = Array.from(this.columns, ([property, column]) =>
       sql.ref(`${this.table}.${column}`).as(property),
     ) as unknown as readonly EntityColumn<Entity>[]
@@ -197,7 +215,11 @@ export abstract class Repository<
 
   /** The entity with this key, or `undefined`. */
   async findById(id: Entity[Key]): Promise<Entity | undefined> {
-    return await this.select().where(this.hasKey(id)).executeTakeFirst()
+    const query = this.select().where(this.hasKey(id))
+    // A transaction that is passed by hand has no cache.
+    if (this.cache === undefined || this.database.cached === undefined) return await query.executeTakeFirst()
+    const [entity] = await this.database.cached(query as unknown as Cacheable<Entity>, this.cache)
+    return entity
   }
 
   /** The entity with this key; `NotFoundError` when there is none. */
@@ -296,7 +318,7 @@ export abstract class Repository<
   /** The condition that a row has this key, for updates and deletes of your own. */
   protected hasKey(id: Entity[Key]): Expression<SqlBool> {
     const value = this.comparable(this.key, id)
-    return sql<SqlBool>`${this.reference(this.key)} = ${value}`
+    return expressionBuilder()(this.reference(this.key), '=', value)
   }
 
   /** A limit or offset as given by a caller, or `INVALID_ARGUMENT` when it is not a whole number from 0. */
@@ -396,6 +418,10 @@ export abstract class Repository<
 type EntityColumn<Entity> = {
   [Property in keyof Entity & string]: AliasedExpression<Entity[Property], Property>
 }[keyof Entity & string]
+
+interface Cacheable<Row> {
+  compile(): CompiledQuery<Row>
+}
 
 /** A query that can be cut after its first row. */
 interface Limitable<Row> {

@@ -1,96 +1,12 @@
-import { AsyncResource } from 'node:async_hooks'
 import { randomBytes } from 'node:crypto'
 import { Redis } from 'ioredis'
 import { sql } from 'kysely'
 import { describe, expect, inject, onTestFinished, test, vi } from 'vitest'
-import { type CacheOptions, createDatabase, type Database } from '../../src/index.ts'
+import { createDatabase, type Database } from '../../src/index.ts'
+import { inRedis, kinds, loader, one, open, outside, type Tables, two, waitingLoader } from '../support/caches.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
 import { startProxy } from '../support/proxy.ts'
 import { type OwnServer, startRedis } from '../support/servers.ts'
-
-interface Tables {
-  items: { id: number; version: number }
-}
-
-/** The tiers and codecs on which the same has to hold. */
-const kinds = {
-  'memory alone': { redis: false, cache: {} },
-  'memory and Redis': { redis: true, cache: { codec: 'msgpack' } },
-  'memory and Redis, in JSON, all of it compressed': { redis: true, cache: { codec: 'json', compressAboveBytes: 0 } },
-} as const
-
-interface Setting {
-  readonly redis: boolean | string
-  readonly cache: CacheOptions
-}
-
-/** Opens databases that share a cache; resolves when each hears of what the others invalidate. */
-async function open({ redis, cache }: Setting, count = 1, url?: string): Promise<Database<Tables>[]> {
-  const postgresUrl = url ?? (await freshDatabaseUrl('empty'))
-  const namespace = `test-${randomBytes(6).toString('hex')}`
-  const databases = await Promise.all(
-    Array.from({ length: count }, () =>
-      createDatabase<Tables>({
-        postgres: { url: postgresUrl, pipeline: false, pool: { max: 3 } },
-        redis: redis === false ? false : { url: redis === true ? inject('redisUrl') : redis, commandTimeoutMs: 300 },
-        cache: { namespace, ...cache },
-        logger: { info: () => undefined, warn: () => undefined },
-      }),
-    ),
-  )
-  for (const database of databases) closeAfterTest(database)
-  const [first] = databases
-  await first?.query(sql`create table if not exists items (id int primary key, version int not null)`)
-  await first?.query(sql`insert into items values (1, 1), (2, 1) on conflict do nothing`)
-  await vi.waitUntil(() => databases.every((database) => database.cache.stats().isTrusted))
-  return databases
-}
-
-async function one(setting: Setting): Promise<Database<Tables>> {
-  const [database] = await open(setting)
-  return database as Database<Tables>
-}
-
-async function two(setting: Setting): Promise<readonly [Database<Tables>, Database<Tables>]> {
-  return (await open(setting, 2)) as unknown as readonly [Database<Tables>, Database<Tables>]
-}
-
-const root = new AsyncResource('outside')
-/** Runs a call as another request would make it, outside the transaction that surrounds it. */
-const outside = <T>(work: () => Promise<T>): Promise<T> => root.runInAsyncScope(work)
-
-const inRedis = kinds['memory and Redis']
-
-/** A function to load with, and how often it was called. */
-function loader<T>(...values: readonly T[]): { (): Promise<T>; calls: number } {
-  const load = async (): Promise<T> => {
-    const value = values[Math.min(load.calls, values.length - 1)] as T
-    load.calls += 1
-    return value
-  }
-  load.calls = 0
-  return load
-}
-
-/** One that waits until it is told what to give. */
-function waitingLoader<T>(): {
-  readonly load: () => Promise<T>
-  readonly began: Promise<void>
-  give(value: T): void
-  fail(error: Error): void
-} {
-  const began = Promise.withResolvers<void>()
-  const value = Promise.withResolvers<T>()
-  return {
-    load() {
-      began.resolve()
-      return value.promise
-    },
-    began: began.promise,
-    give: value.resolve,
-    fail: value.reject,
-  }
-}
 
 describe.each(Object.entries(kinds))('%s', (_, setting) => {
   test('a value is loaded once, kept, and given as it was', async () => {

@@ -436,6 +436,11 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
   CACHE_VALUE_UNSUPPORTED: async () => (await open()).cache.set('report', { rows: [1, 2], render: () => 'text' }),
   CACHE_LOAD_TIMEOUT: async () =>
     (await open()).cache.getOrSet('report', () => new Promise(() => undefined), { loadTimeoutMs: 50 }),
+  CACHE_WRITE_BEHIND_FULL: async () => {
+    const seen = (await open()).cache.writeBehind<Date>({ write: () => Promise.resolve(), maxKeys: 1 })
+    seen.add('ada', new Date())
+    seen.add('grace', new Date())
+  },
 }
 
 async function isGone(role: string): Promise<boolean> {

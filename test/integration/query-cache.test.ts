@@ -1,5 +1,9 @@
 import { randomBytes } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { CamelCasePlugin, type Generated, type Kysely, sql } from 'kysely'
+import { Client } from 'pg'
 import { describe, expect, inject, test, vi } from 'vitest'
 import { type CacheOptions, createDatabase, type Database, type KyselyOptions } from '../../src/index.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
@@ -242,4 +246,156 @@ describe('what is cached of a query', () => {
     await c.transaction(() => c.db.deleteFrom('shops').where('id', '=', 1).execute())
     await vi.waitUntil(async () => (await lengths()).every((length) => length === 1))
   })
+})
+
+describe('a row that is read by its key', () => {
+  const row = ({ db }: Database<Tables>, id: number) =>
+    db.selectFrom('products').select(['id', 'name', 'price']).where('id', '=', id)
+
+  /** How often the row had to be read again after what was done. */
+  async function readAgain(database: Database<Tables>, id: number, work: () => Promise<unknown>): Promise<number> {
+    await database.cached(row(database, id))
+    const { loads } = database.cache.stats()
+    await database.cached(row(database, id))
+    await work()
+    const [found] = await database.cached(row(database, id))
+    const [stored] = await row(database, id).execute()
+    expect(found).toEqual(stored)
+    return database.cache.stats().loads - loads
+  }
+
+  test('ends with writes to it, and not with those to other rows', async () => {
+    const database = await open()
+    const { db } = database
+    await database.query(sql`insert into shops select n, 'shop' from generate_series(3, 9) n`)
+    const update = (id: unknown) =>
+      db
+        .updateTable('products')
+        .set({ price: 9 })
+        .where('id', '=', id as number)
+    const others: Record<string, () => Promise<unknown>> = {
+      update: () => update(2).execute(),
+      'update by a longer condition': () => update(2).where('price', '>', 0).execute(),
+      'update in a transaction': () => database.transaction(() => update(2).execute()),
+      'update by a text': () => update('2').execute(),
+      insert: () => db.insertInto('products').values({ shop_id: 1, name: 'x' }).execute(),
+      delete: () => db.deleteFrom('products').where('id', '=', 3).execute(),
+      'another table': () => db.insertInto('others').values({ id: 1 }).execute(),
+    }
+    for (const [name, work] of Object.entries(others)) {
+      expect([name, await readAgain(database, 1, work)]).toEqual([name, 0])
+    }
+    const own: Record<string, () => Promise<unknown>> = {
+      update: () => update(1).execute(),
+      'update by a text': () => update('01').execute(),
+      'update of two': () => db.updateTable('products').set({ price: 3 }).where('id', 'in', [1, 2]).execute(),
+      'update by another column': () => db.updateTable('products').set({ price: 4 }).where('name', '=', 'a').execute(),
+      'update with or': () =>
+        db
+          .updateTable('products')
+          .set({ price: 5 })
+          .where((eb) => eb.or([eb('id', '=', 2), eb('id', '=', 1)]))
+          .execute(),
+      'update from another table': () =>
+        db.updateTable('products').from('shops').set({ price: 6 }).where('products.id', '=', 1).execute(),
+      'update of the key': async () => {
+        await db.updateTable('products').set({ id: 100 }).where('id', '=', 1).execute()
+        await db.updateTable('products').set({ id: 1 }).where('id', '=', 100).execute()
+      },
+      'SQL by hand': () => database.query(sql`update products set price = 7 where id = 1`),
+      upsert: () =>
+        db
+          .insertInto('products')
+          .values({ id: 1, shop_id: 1, name: 'a' })
+          .onConflict((conflict) => conflict.column('id').doUpdateSet({ price: 8 }))
+          .execute(),
+      'many rows': () => database.updateMany('products', [{ id: 1, price: 10 }], { key: ['id'] }),
+      prepared: () =>
+        database.prepare((p) =>
+          db
+            .updateTable('products')
+            .set({ price: 11 })
+            .where('id', '=', p('id') as never),
+        )({ id: 1 }),
+      'delete of what it refers to': () => db.deleteFrom('shops').where('id', '=', 1).execute(),
+    }
+    for (const [name, work] of Object.entries(own)) {
+      expect([name, await readAgain(database, 1, work)]).toEqual([name, 1])
+    }
+  })
+
+  test('that is not there is remembered, until any is new', async () => {
+    const database = await open()
+    const { db } = database
+    expect(await database.cached(row(database, 77))).toEqual([])
+    const update = (): Promise<unknown> => db.updateTable('products').set({ price: 2 }).where('id', '=', 1).execute()
+    expect(await readAgain(database, 77, update)).toBe(0)
+    const insert = (): Promise<unknown> => db.insertInto('products').values({ id: 77, shop_id: 1, name: 'y' }).execute()
+    expect(await readAgain(database, 77, insert)).toBe(1)
+    expect(await readAgain(database, 77, () => db.deleteFrom('products').where('id', '=', 77).execute())).toBe(1)
+  })
+
+  test('with more than its own columns ends with any write to its tables', async () => {
+    const database = await open()
+    const { db } = database
+    const queries = {
+      subquery: row(database, 1).select((eb) =>
+        eb.selectFrom('products as p').select(eb.fn.countAll().as('n')).as('all'),
+      ),
+      'SQL by hand': row(database, 1).select(sql`(select sum(price) from products)`.as('sum')),
+      join: db
+        .selectFrom('products')
+        .innerJoin('products as q', 'q.shop_id', 'products.shop_id')
+        .select('q.price')
+        .where('products.id', '=', 1),
+      view: db.selectFrom('cheap').selectAll().where('id', '=', 1),
+      list: db.selectFrom('products').selectAll().where('id', '>', 0),
+    }
+    for (const [name, query] of Object.entries(queries)) {
+      const read = (): Promise<unknown> => database.cached(query)
+      await read()
+      const { loads } = database.cache.stats()
+      await db
+        .updateTable('products')
+        .set((eb) => ({ price: eb('price', '+', 1) }))
+        .where('id', '=', 2)
+        .execute()
+      await read()
+      expect([name, database.cache.stats().loads - loads]).toEqual([name, 1])
+    }
+  })
+})
+
+test('what other programs write is told by triggers, in all processes, and after a gap nothing is believed', async () => {
+  const url = await freshDatabaseUrl('empty')
+  const given = { url, namespace: `test-${randomBytes(6).toString('hex')}` }
+  const first = await open({ isShared: true, cache: { listen: true } }, given)
+  await first.query(sql.raw(schema))
+  const docs = readFileSync(join(import.meta.dirname, '../../docs/cache.md'), 'utf8')
+  const [, triggers = ''] = /```sql\n(.*?)```/s.exec(docs) ?? []
+  await first.query(sql.raw(triggers))
+  const second = await open({ isShared: true }, given)
+  const client = new Client(url)
+  await client.connect()
+  const prices = (database: Database<Tables>) =>
+    database.cached(database.db.selectFrom('products').select('price').orderBy('id'))
+  const insert = `insert into products (shop_id, name) values (1, 'again')`
+  for (const text of ['update products set price = 5', 'truncate products', insert]) {
+    await Promise.all([prices(first), prices(second)])
+    await client.query(text)
+    const expected = await first.db.selectFrom('products').select('price').orderBy('id').execute()
+    await vi.waitUntil(async () => isDeepStrictEqual(await prices(first), expected))
+    await vi.waitUntil(async () => isDeepStrictEqual(await prices(second), expected))
+  }
+  // The connection that listens is killed, and what is written meanwhile told to nobody.
+  await Promise.all([prices(first), prices(second)])
+  await client.query('begin')
+  await client.query(`alter table products disable trigger kanta_written`)
+  await client.query('update products set price = 77')
+  await client.query('commit')
+  await client.query(
+    `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query ~* '^(un)?listen'`,
+  )
+  await vi.waitUntil(async () => isDeepStrictEqual(await prices(second), [{ price: 77 }]), 5_000)
+  await client.end()
 })

@@ -3,7 +3,7 @@ import { type Kysely, type KyselyPlugin, sql } from 'kysely'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { ProductRepository, scryptPasswordHasher, UserRepository } from '../../src/domain.ts'
 import type { DB, NewUser } from '../../src/domain.ts'
-import type { Database, DatabaseError } from '../../src/index.ts'
+import { type Database, type DatabaseError, NotFoundError, type QuerySource, Repository } from '../../src/index.ts'
 import { seedDevelopment } from '../../seeds/development.ts'
 import { freshDatabase } from '../support/database.ts'
 
@@ -447,4 +447,53 @@ test('pages of active users and of the catalogue are read from their indexes, al
   })
   expect(plans[0]).toContain('users_active_idx')
   expect(plans[1]).toContain('products_catalogue_idx')
+})
+
+describe('a repository that is cached', () => {
+  interface Category {
+    readonly id: string
+    readonly slug: string
+    readonly name: string
+  }
+  const columns = { id: 'id', slug: 'slug', name: 'name' } as const
+
+  class Categories extends Repository<DB, 'categories', Category, typeof columns> {
+    constructor(database: QuerySource<DB>) {
+      super(database, { table: 'categories', columns, cache: { ttlMs: 60_000 } })
+    }
+  }
+
+  test('reads a row by its key once, until it is written', async () => {
+    const database = await freshDatabase()
+    const categories = new Categories(database)
+    const absent = '00000000-0000-4000-8000-000000004711'
+    const { loads } = database.cache.stats()
+    const read = async (): Promise<number> => database.cache.stats().loads - loads
+    expect(await categories.findById(absent)).toBeUndefined()
+    expect(await categories.findById(absent)).toBeUndefined()
+    expect(await read()).toBe(1)
+    const { id } = await categories.create({ slug: 'kitchen', name: 'Kitchen' })
+    const other = await categories.create({ slug: 'garden', name: 'Garden' })
+    const found = await categories.getById(id)
+    expect(found).toEqual({ id, slug: 'kitchen', name: 'Kitchen' })
+    await categories.update(other.id, { name: 'Outside' })
+    expect(await categories.getById(id)).toBe(found)
+    expect(await read()).toBe(2)
+    await categories.update(id, { name: 'Cooking' })
+    expect((await categories.getById(id)).name).toBe('Cooking')
+    expect(await read()).toBe(3)
+    await database.db.transaction().execute(async (trx) => {
+      await categories.withTransaction(trx).update(id, { name: 'Baking' })
+      expect((await categories.withTransaction(trx).getById(id)).name).toBe('Baking')
+    })
+    expect((await categories.getById(id)).name).toBe('Baking')
+    await categories.delete(id)
+    expect(await categories.findById(id)).toBeUndefined()
+    await expect(categories.getById(id)).rejects.toBeInstanceOf(NotFoundError)
+  })
+
+  test('needs a cache', async () => {
+    const { db } = await freshDatabase()
+    expect(() => new Categories({ db })).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }))
+  })
 })

@@ -1,0 +1,253 @@
+import { settleWithin } from '../core/deadline.ts'
+import { databaseClosed, DatabaseError, isDatabaseError } from '../core/errors.ts'
+
+/** How values are written behind. Times are milliseconds. */
+export interface WriteBehindOptions<T> {
+  /**
+   * Writes the values, in a transaction of its own: all or none. One call at a time, each key once. What it throws undoes
+   * it, and the values wait on.
+   */
+  readonly write: (values: ReadonlyMap<string, T>) => Promise<unknown>
+  /** What is written of two values for one key. @default the newer one */
+  readonly merge?: ((older: T, newer: T) => T) | undefined
+  /** How long a value waits for others, at least; longer after a failure. @default 1000 */
+  readonly intervalMs?: number | undefined
+  /** Most keys that wait; {@link WriteBehind.add} refuses one more. @default 10000 */
+  readonly maxKeys?: number | undefined
+  /** Most keys in one call of `write`. @default 1000 */
+  readonly batchSize?: number | undefined
+  /**
+   * Writing the same values twice is as good as once: then they are written again when nobody can tell whether they were
+   * (`COMMIT_OUTCOME_UNKNOWN`). Else they are given up, and {@link onLost} is told. @default false
+   */
+  readonly idempotent?: boolean | undefined
+  /**
+   * Told what is given up: its outcome is unknown, the server refuses it for what it is, or the database is closed and
+   * could not take it. @default a warning to the logger with their number
+   */
+  readonly onLost?: ((values: ReadonlyMap<string, T>, error: unknown) => void) | undefined
+}
+
+/** Values that are written a little later, together. Safe for any number of concurrent callers. */
+export interface WriteBehind<T> extends AsyncDisposable {
+  /**
+   * Has a value written, soon; inside a transaction once that is committed. Throws `CACHE_WRITE_BEHIND_FULL` when too many keys
+   * wait, and `DATABASE_CLOSED` after the end.
+   */
+  add(key: string, value: T): void
+  /** What waits for a key: to be put beside what is read. */
+  pending(key: string): T | undefined
+  /** How many keys wait. */
+  readonly size: number
+  /** Writes what waits now. Rejects as `write` does; then it waits on. */
+  flush(): Promise<void>
+  /** Writes what waits, and takes nothing more. Rejects as {@link flush}; then what is left is given up. */
+  close(): Promise<void>
+}
+
+/** What a {@link WriteQueue} runs on. */
+export interface WriteBehindPlace {
+  /** Runs work in a transaction, outside any other. */
+  transact<T>(work: () => Promise<T>): Promise<T>
+  /** Runs work when the present transaction is committed, or now. */
+  afterCommit(work: () => void): void
+  warn(message: string): void
+  onClose(queue: object): void
+}
+
+const longestPauseMs = 30_000
+
+/** {@link WriteBehind} over a map. */
+export class WriteQueue<T> implements WriteBehind<T> {
+  readonly #place: WriteBehindPlace
+  readonly #options: WriteBehindOptions<T>
+  readonly #merge: (older: T, newer: T) => T
+  readonly #intervalMs: number
+  readonly #maxKeys: number
+  readonly #batchSize: number
+  /** What waits, and what is being written. */
+  #waiting = new Map<string, T>()
+  #writing: ReadonlyMap<string, T> = new Map()
+  #timer: NodeJS.Timeout | undefined
+  #work: Promise<void> | undefined
+  #failures = 0
+  #isClosed = false
+
+  constructor(options: WriteBehindOptions<T>, place: WriteBehindPlace) {
+    this.#place = place
+    this.#options = options
+    this.#merge = options.merge ?? ((_, newer) => newer)
+    this.#intervalMs = positive(options.intervalMs, 'intervalMs', 0) ?? 1_000
+    this.#maxKeys = positive(options.maxKeys, 'maxKeys', 1) ?? 10_000
+    this.#batchSize = positive(options.batchSize, 'batchSize', 1) ?? 1_000
+  }
+
+  get size(): number {
+    return new Set([...this.#waiting.keys(), ...this.#writing.keys()]).size
+  }
+
+  add(key: string, value: T): void {
+    if (this.#isClosed) throw databaseClosed()
+    const isNew = !this.#waiting.has(key) && !this.#writing.has(key)
+    if (isNew && this.#waiting.size + this.#writing.size >= this.#maxKeys) throw full(this.#maxKeys)
+    this.#place.afterCommit(() => {
+      // The transaction has ended later than this.
+      if (this.#isClosed) return this.#giveUp(new Map([[key, value]]), databaseClosed())
+      this.#put(key, value)
+      this.#writeLater()
+    })
+  }
+
+  pending(key: string): T | undefined {
+    const written = this.#writing.get(key)
+    const waiting = this.#waiting.get(key)
+    if (!this.#writing.has(key)) return waiting
+    return this.#waiting.has(key) ? this.#merge(written as T, waiting as T) : written
+  }
+
+  async flush(): Promise<void> {
+    await this.#work?.catch(() => undefined)
+    await this.#writeAll()
+  }
+
+  async close(): Promise<void> {
+    if (this.#isClosed) return
+    this.#isClosed = true
+    try {
+      await this.flush()
+    } catch (error) {
+      this.#giveUp(this.#waiting, error)
+      throw error
+    } finally {
+      clearTimeout(this.#timer)
+      this.#place.onClose(this)
+    }
+  }
+
+  /** The database ends: what is not written by then is given up. */
+  async end(limitMs: number): Promise<void> {
+    const late = new DatabaseError('DATABASE_CLOSED', `It was not written within ${limitMs} ms.`)
+    await settleWithin(this.close(), limitMs, () => late).catch(() => {
+      if (this.size > 0) this.#giveUp(new Map([...this.#writing, ...this.#waiting]), late)
+    })
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #put(key: string, newer: T): void {
+    const value = this.#waiting.has(key) ? this.#merge(this.#waiting.get(key) as T, newer) : newer
+    this.#waiting.set(key, value)
+  }
+
+  /** The timer keeps the process: what was promised is written before it ends by itself. */
+  #writeLater(): void {
+    if (this.#timer !== undefined || this.#waiting.size === 0 || this.#work !== undefined) return
+    const pauseMs = Math.min(this.#intervalMs * 2 ** this.#failures, Math.max(longestPauseMs, this.#intervalMs))
+    this.#timer = setTimeout(() => void this.#writeAll().catch(() => undefined), pauseMs)
+  }
+
+  #writeAll(): Promise<void> {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+    this.#work ??= this.#writeBatches().finally(() => {
+      this.#work = undefined
+      if (!this.#isClosed) this.#writeLater()
+    })
+    return this.#work
+  }
+
+  async #writeBatches(): Promise<void> {
+    // What is added meanwhile waits for its own turn.
+    for (let left = this.#waiting.size; left > 0; left -= this.#batchSize) {
+      const batch = new Map([...this.#waiting].slice(0, Math.min(left, this.#batchSize)))
+      for (const key of batch.keys()) this.#waiting.delete(key)
+      this.#writing = batch
+      try {
+        await this.#write(batch)
+        this.#failures = 0
+      } catch (error) {
+        this.#failures += 1
+        if (this.#failures === 1)
+          this.#place.warn(`what is written behind waits, since it could not be written: ${told(error)}`)
+        throw error
+      } finally {
+        this.#writing = new Map()
+      }
+    }
+  }
+
+  /** Writes them, or puts those back that can be written another time. */
+  async #write(batch: ReadonlyMap<string, T>): Promise<void> {
+    try {
+      await this.#place.transact(() => this.#options.write(batch))
+    } catch (error) {
+      const isUnknown = isDatabaseError(error) && error.code === 'COMMIT_OUTCOME_UNKNOWN'
+      if (isUnknown && this.#options.idempotent !== true) return this.#giveUp(batch, error)
+      if (!isAboutValues(error)) {
+        this.#putBack(batch)
+        throw error
+      }
+      if (batch.size === 1) return this.#giveUp(batch, error)
+      await this.#writeHalves(batch)
+    }
+  }
+
+  /** One value that is refused must not keep all others from being written. */
+  async #writeHalves(batch: ReadonlyMap<string, T>): Promise<void> {
+    const entries = [...batch]
+    const middle = Math.ceil(entries.length / 2)
+    const second = new Map(entries.slice(middle))
+    try {
+      await this.#write(new Map(entries.slice(0, middle)))
+    } catch (error) {
+      this.#putBack(second)
+      throw error
+    }
+    await this.#write(second)
+  }
+
+  #putBack(batch: ReadonlyMap<string, T>): void {
+    for (const [key, older] of batch) {
+      const newer = this.#waiting.get(key) as T
+      this.#waiting.set(key, this.#waiting.has(key) ? this.#merge(older, newer) : older)
+    }
+  }
+
+  #giveUp(values: ReadonlyMap<string, T>, error: unknown): void {
+    const lost = new Map(values)
+    if (this.#waiting === values) this.#waiting = new Map()
+    const { onLost = () => this.#place.warn(`${lost.size} values to be written behind are given up: ${told(error)}`) } =
+      this.#options
+    try {
+      onLost(lost, error)
+    } catch (failure) {
+      this.#place.warn(`onLost of what is written behind failed: ${told(failure)}`)
+    }
+  }
+}
+
+/** The server takes statements and refuses these values. */
+function isAboutValues(error: unknown): boolean {
+  return isDatabaseError(error) && (error.code.endsWith('_VIOLATION') || error.code === 'INVALID_DATA')
+}
+
+function told(error: unknown): string {
+  return error instanceof Error ? `${error.name}: ${error.message}` : 'something that is not an Error'
+}
+
+function full(maxKeys: number): DatabaseError {
+  return new DatabaseError(
+    'CACHE_WRITE_BEHIND_FULL',
+    `${maxKeys} keys wait to be written behind, and no more may (maxKeys). Write this one at once, or see why writing is slow.`,
+  )
+}
+
+function positive(value: number | undefined, name: string, least: number): number | undefined {
+  if (value === undefined || (Number.isFinite(value) && value >= least)) return value
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `${name} of writing behind is ${String(value)}. Give a number from ${least}.`,
+  )
+}
