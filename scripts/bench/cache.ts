@@ -1,22 +1,41 @@
-/**
- * `node scripts/bench/cache.ts`: kanta's cache beside bentocache, in one process and on one Redis of its own: a hit in memory, a
- * hit in Redis, and a miss that is loaded and kept. Then what an entry takes in memory, and what 100 000 tags cost.
- */
+/** kanta's cache beside bentocache, in one process and on one Redis of its own, with the same values and keys. */
 
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { type Cache, createDatabase } from '../../src/index.ts'
-import { startRedis } from '../../test/support/servers.ts'
-import { installPeers } from './peers.ts'
-import { spread } from './statistics.ts'
+import { type Cache, createDatabase, type Database } from '../../src/index.ts'
+import { type OwnServer, startRedis } from '../../test/support/servers.ts'
+import { spread, type Spread } from './statistics.ts'
 
-interface Subject {
-  readonly name: 'bentocache' | 'kanta'
-  getOrSet(key: string, load: () => Promise<unknown>): Promise<unknown>
+export type CacheWork =
+  | 'a miss of a row, loaded and kept, 32 at once'
+  | 'a page of 20 rows in memory'
+  | 'a row in Redis, 32 at once'
+  | 'a row in memory'
+  | 'a row in memory, at once (peek)'
+
+/** What kanta is compared with; it has no way to read memory at once, so `peek` is compared with its usual one. */
+export const cacheBaseline = 'bentocache'
+
+/** Operations per second by round. */
+export interface CacheSpeeds {
+  readonly kanta: readonly number[]
+  readonly bentocache: readonly number[]
 }
 
-const rounds = 9
-const value = {
+export interface CacheResults {
+  readonly speeds: ReadonlyMap<CacheWork, CacheSpeeds>
+  /** Of an entry of two fields and two tags, in memory. */
+  readonly bytesPerEntry: number
+  /** With 100 000 tags. */
+  readonly invalidationsPerSecond: number
+  readonly readsAfterwardsPerSecond: number
+}
+
+const atOnce = 32
+const perRound = 4_000
+const manyTags = 100_000
+
+const row = {
   id: 4711,
   email: 'ada@example.org',
   name: 'Ada Lovelace',
@@ -24,67 +43,95 @@ const value = {
   roles: ['admin', 'author'],
   profile: { city: 'London', bio: 'x'.repeat(300), visits: 12_345 },
 }
+const page = Array.from({ length: 20 }, (_, n) => ({ ...row, id: n }))
 
-await installPeers((line) => console.log(line))
-const redis = await startRedis()
-const database = await createDatabase({
-  postgres: { embedded: { dataDir: 'memory' } },
-  redis: { url: redis.url },
-  cache: { namespace: 'bench', memory: { maxEntries: 200_000 } },
-  logger: { info: () => undefined, warn: () => undefined },
-})
-while (!database.cache.stats().isTrusted) await new Promise((resolve) => setTimeout(resolve, 10))
-
-const { BentoCache, bentostore } = (await import('bentocache')) as never as Bento
-const { memoryDriver } = (await import('bentocache/drivers/memory')) as never as Record<string, (o: object) => unknown>
-const { redisBusDriver, redisDriver } = (await import('bentocache/drivers/redis')) as never as Record<
-  string,
-  (o: object) => unknown
->
-const port = { connection: { host: '127.0.0.1', port: redis.port } }
-const bento = new BentoCache({
-  default: 'layered',
-  stores: {
-    layered: bentostore()
-      .useL1Layer(memoryDriver?.({ maxSize: '100mb' }))
-      .useL2Layer(redisDriver?.(port))
-      .useBus(redisBusDriver?.(port)),
-  },
-})
-
-const subjects: readonly Subject[] = [kantaSubject(database.cache), bentoSubject()]
-
-function kantaSubject(cache: Cache): Subject {
-  return {
-    name: 'kanta',
-    getOrSet: (key, load) => cache.getOrSet(key, load),
-  }
+/** One cache, as both are used. */
+interface Subject {
+  getOrSet(key: string, load: () => Promise<unknown>): Promise<unknown>
+  close(): Promise<unknown>
 }
 
-function bentoSubject(): Subject {
-  return {
-    name: 'bentocache',
-    getOrSet: (key, load) => bento.getOrSet({ key, factory: load, ttl: '1m' }),
+const load = (): Promise<unknown> => Promise.resolve(row)
+const never = (): Promise<never> => Promise.reject(new Error('it is not there'))
+
+export async function measureCache(rounds: number): Promise<CacheResults> {
+  await using opened = new AsyncDisposableStack()
+  const redis = await startRedis()
+  opened.defer(() => redis.stop())
+  const kanta = await openKanta(redis)
+  opened.defer(() => kanta.close())
+  const bento = await openBento(redis)
+  opened.defer(async () => void (await bento.close()))
+  // Empty memories, beside those that have filled Redis.
+  const kantaReader = await openKanta(redis)
+  opened.defer(() => kantaReader.close())
+  const bentoReader = await openBento(redis)
+  opened.defer(async () => void (await bentoReader.close()))
+
+  const { cache } = kanta
+  for (const subject of [cache, bento]) {
+    await subject.getOrSet('row', load)
+    await subject.getOrSet('page', () => Promise.resolve(page))
+    await speedOf(perRound * (rounds + 1), (n) => subject.getOrSet(`shared ${n}`, load))
   }
+  const misses = (subject: Pick<Subject, 'getOrSet'>, round: number): Promise<number> =>
+    speedOf(perRound, (n) => subject.getOrSet(`key ${round} ${n}`, load))
+  const fromRedis = (subject: Pick<Subject, 'getOrSet'>, round: number): Promise<number> =>
+    speedOf(perRound, (n) => subject.getOrSet(`shared ${round * perRound + n}`, never))
+  const [ourHits, theirHits] = [hitsOf(cache), hitsOf(bento)]
+  const rowOfBento = (): Promise<number> => theirHits(20_000, 'row')
+  const works: readonly (readonly [
+    CacheWork,
+    (round: number) => Promise<number>,
+    (round: number) => Promise<number>,
+  ])[] = [
+    ['a row in memory', () => ourHits(500_000, 'row'), rowOfBento],
+    ['a row in memory, at once (peek)', () => Promise.resolve(speedOfPeeks(500_000, cache, 'row')), rowOfBento],
+    ['a page of 20 rows in memory', () => ourHits(500_000, 'page'), () => theirHits(1_000, 'page')],
+    ['a row in Redis, 32 at once', (n) => fromRedis(kantaReader.cache, n), (n) => fromRedis(bentoReader, n)],
+    ['a miss of a row, loaded and kept, 32 at once', (n) => misses(cache, n), (n) => misses(bento, n)],
+  ]
+  const speeds = new Map(works.map(([work]) => [work, { kanta: [] as number[], bentocache: [] as number[] }]))
+  // The first round is for the compiler of V8.
+  for (let round = 0; round <= rounds; round += 1) {
+    for (const [work, ours, theirs] of works) {
+      const measured = { kanta: await ours(round), bentocache: await theirs(round) }
+      if (round === 0) continue
+      speeds.get(work)?.kanta.push(measured.kanta)
+      speeds.get(work)?.bentocache.push(measured.bentocache)
+    }
+  }
+  return { speeds, ...(await measureTags()) }
 }
 
-interface Bento {
-  readonly BentoCache: new (options: object) => {
-    getOrSet(options: object): Promise<unknown>
-    disconnectAll(): Promise<void>
-  }
-  bentostore(): {
-    useL1Layer(driver: unknown): ReturnType<Bento['bentostore']>
-    useL2Layer(driver: unknown): ReturnType<Bento['bentostore']>
-    useBus(driver: unknown): unknown
-  }
+/** How many times as fast kanta was, round by round. */
+export function cacheRatio({ kanta, bentocache }: CacheSpeeds): Spread {
+  return spread(kanta.map((ours, round) => ours / (bentocache[round] ?? Number.NaN)))
 }
 
-const load = (): Promise<unknown> => Promise.resolve(value)
-const never = (): Promise<unknown> => Promise.reject(new Error('it is not there'))
+async function measureTags(): Promise<Omit<CacheResults, 'speeds'>> {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  await using database = await openKanta()
+  const { cache } = database
+  collect()
+  const before = process.memoryUsage().heapUsed
+  for (let n = 0; n < manyTags; n += 1) {
+    await cache.getOrSet(`key ${n}`, () => ({ n, name: `name ${n}` }), { tags: [`tag ${n}`, 'all'] })
+  }
+  collect()
+  const bytesPerEntry = (process.memoryUsage().heapUsed - before) / manyTags
+  const invalidationsPerSecond = await speedOf(manyTags, (n) => cache.invalidate({ tags: [`tag ${n}`] }), 1)
+  const readsAfterwardsPerSecond = await speedOf(manyTags, (n) => Promise.resolve(cache.peek(`key ${n}`)), 1)
+  return { bytesPerEntry, invalidationsPerSecond, readsAfterwardsPerSecond }
+}
 
-/** Operations per second, by so many callers at once. */
-async function speedOf(count: number, callers: number, work: (n: number) => Promise<unknown>): Promise<number> {
+/** Operations per second, by so many callers. */
+async function speedOf(
+  count: number,
+  work: (n: number) => Promise<unknown>,
+  callers: number = atOnce,
+): Promise<number> {
   const began = performance.now()
   let next = 0
   const call = async (): Promise<void> => {
@@ -94,102 +141,72 @@ async function speedOf(count: number, callers: number, work: (n: number) => Prom
   return (count / (performance.now() - began)) * 1_000
 }
 
-const atOnce = 32
-
-const results = new Map<string, Map<string, number[]>>()
-function note(what: string, name: string, speed: number): void {
-  const of = results.get(what) ?? new Map<string, number[]>()
-  results.set(what, of.set(name, [...(of.get(name) ?? []), speed]))
-}
-
-let run = 0
-for (let round = 0; round <= rounds; round += 1) {
-  for (const { name, getOrSet } of subjects) {
-    await getOrSet('hot', load)
-    const hits = await speedOf(name === 'kanta' ? 300_000 : 20_000, 1, () => getOrSet('hot', never))
-    const base = (run += 5_000)
-    const misses = await speedOf(4_000, atOnce, (n) => getOrSet(`key ${base + n}`, load))
-    if (round === 0) continue
-    note('hit in memory', name, hits)
-    note('miss, loaded and kept', name, misses)
+/**
+ * Of so short a work, a loop with callers would be most of the time; and each cache has a loop of its own, since V8 compiles one that
+ * has met both for neither.
+ */
+function hitsOf(subject: Pick<Subject, 'getOrSet'>): (count: number, key: string) => Promise<number> {
+  return async (count, key) => {
+    const began = performance.now()
+    for (let n = 0; n < count; n += 1) await subject.getOrSet(key, never)
+    return (count / (performance.now() - began)) * 1_000
   }
 }
 
-// A second instance of each has an empty memory and reads from Redis what the first has put there.
-const readers: Record<string, () => Promise<{ read(key: string): Promise<unknown>; close(): Promise<void> }>> = {
-  async kanta() {
-    const other = await createDatabase({
-      postgres: { embedded: { dataDir: 'memory' } },
-      redis: { url: redis.url },
-      cache: { namespace: 'bench' },
-      logger: { info: () => undefined, warn: () => undefined },
-    })
-    while (!other.cache.stats().isTrusted) await new Promise((resolve) => setTimeout(resolve, 10))
-    return { read: (key) => other.cache.getOrSet(key, never), close: () => other.close() }
-  },
-  async bentocache() {
-    const other = new BentoCache({
-      default: 'layered',
-      stores: {
-        layered: bentostore()
-          .useL1Layer(memoryDriver?.({}))
-          .useL2Layer(redisDriver?.(port))
-          .useBus(redisBusDriver?.(port)),
-      },
-    })
-    await Promise.resolve()
-    return { read: (key) => other.getOrSet({ key, factory: never, ttl: '1m' }), close: () => other.disconnectAll() }
-  },
+function speedOfPeeks(count: number, cache: Cache, key: string): number {
+  const began = performance.now()
+  let found = 0
+  for (let n = 0; n < count; n += 1) if (cache.peek(key) !== undefined) found += 1
+  if (found !== count) throw new Error('the memory of kanta has lost its value')
+  return (count / (performance.now() - began)) * 1_000
 }
-for (const { name, getOrSet } of subjects) {
-  const keys = Array.from({ length: 1_000 * (rounds + 1) }, (_, n) => `shared ${name} ${n}`)
-  for (const key of keys) await getOrSet(key, load)
+
+async function openKanta(redis?: OwnServer): Promise<Database<never>> {
+  const database = await createDatabase<never>({
+    postgres: { embedded: { dataDir: 'memory' } },
+    redis: redis === undefined ? false : { url: redis.url },
+    cache: { namespace: 'bench', memory: { maxEntries: 200_000, maxBytes: 1e9 } },
+    logger: { info: () => undefined, warn: () => undefined },
+  })
+  while (!database.cache.stats().isTrusted) await new Promise((resolve) => setTimeout(resolve, 10))
+  return database
 }
-const opened = new Map<string, { read(key: string): Promise<unknown>; close(): Promise<void> }>()
-for (const { name } of subjects) opened.set(name, await (readers[name] as (typeof readers)['kanta'])())
-for (let round = 0; round <= rounds; round += 1) {
-  for (const { name } of subjects) {
-    const reader = opened.get(name)
-    const speed = await speedOf(1_000, atOnce, async (n) => reader?.read(`shared ${name} ${round * 1_000 + n}`))
-    if (round > 0) note('hit in Redis', name, speed)
+
+/** As its documentation shows it: memory, Redis and a bus. */
+async function openBento({ port }: OwnServer): Promise<Subject> {
+  const { BentoCache, bentostore } = (await import('bentocache')) as never as Bento
+  const { memoryDriver } = (await import('bentocache/drivers/memory')) as never as Drivers<'memoryDriver'>
+  const { redisBusDriver, redisDriver } = (await import('bentocache/drivers/redis')) as never as Drivers<
+    'redisBusDriver' | 'redisDriver'
+  >
+  const connection = { connection: { host: '127.0.0.1', port } }
+  const bento = new BentoCache({
+    default: 'layered',
+    stores: {
+      layered: bentostore()
+        .useL1Layer(memoryDriver({ maxSize: '1gb', maxItems: 200_000 }))
+        .useL2Layer(redisDriver(connection))
+        .useBus(redisBusDriver(connection)),
+    },
+  })
+  return {
+    getOrSet: (key, factory) => bento.getOrSet({ key, factory, ttl: '1m' }),
+    close: () => bento.disconnectAll(),
   }
 }
 
-for (const [what, of] of results) {
-  const theirs = of.get('bentocache') ?? []
-  const ratio = spread((of.get('kanta') ?? []).map((ours, index) => ours / (theirs[index] ?? Number.NaN)))
-  const median = (name: string): string => Math.round(spread(of.get(name) ?? []).median).toLocaleString('en')
-  console.log(
-    `${what}: kanta ${median('kanta')}/s, bentocache ${median('bentocache')}/s; × ${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)}–${ratio.max.toFixed(2)})`,
-  )
+type Drivers<Name extends string> = Record<Name, (options: object) => unknown>
+
+interface Bento {
+  readonly BentoCache: new (options: object) => {
+    getOrSet(options: object): Promise<unknown>
+    disconnectAll(): Promise<void>
+  }
+  bentostore(): BentoStore
 }
 
-setFlagsFromString('--expose-gc')
-const collect = runInNewContext('gc') as () => void
-const fresh = await createDatabase({
-  postgres: { embedded: { dataDir: 'memory' } },
-  redis: false,
-  cache: { memory: { maxEntries: 200_000, maxBytes: 1e10 } },
-  logger: { info: () => undefined, warn: () => undefined },
-})
-const { cache } = fresh
-collect()
-const before = process.memoryUsage().heapUsed
-const entries = 100_000
-for (let n = 0; n < entries; n += 1)
-  await cache.getOrSet(`key ${n}`, () => ({ n, name: `name ${n}` }), { tags: [`tag ${n}`, 'all'] })
-collect()
-console.log(
-  `memory: ${Math.round((process.memoryUsage().heapUsed - before) / entries)} bytes per entry of two fields and two tags`,
-)
-const tagging = await speedOf(entries, 1, (n) => cache.invalidate({ tags: [`tag ${n}`] }))
-const hits = await speedOf(100_000, 1, (n) => Promise.resolve(cache.peek(`key ${n}`)))
-console.log(
-  `100 000 tags: ${Math.round(tagging).toLocaleString('en')} invalidations/s, then ${Math.round(hits).toLocaleString('en')} reads/s`,
-)
-
-await Promise.all([...opened.values()].map((reader) => reader.close()))
-await bento.disconnectAll()
-await fresh.close()
-await database.close()
-await redis.stop()
+interface BentoStore {
+  useL1Layer(driver: unknown): BentoStore
+  useL2Layer(driver: unknown): BentoStore
+  useBus(driver: unknown): unknown
+}

@@ -7,6 +7,7 @@ import { writeFileSync } from 'node:fs'
 import { availableParallelism, constants, loadavg } from 'node:os'
 import { join } from 'node:path'
 import { measureBulk } from './bulk.ts'
+import { measureCache } from './cache.ts'
 import { baseline, type ContenderName } from './contender.ts'
 import { measureImports } from './import-time.ts'
 import { writeMarkdown } from './markdown.ts'
@@ -47,7 +48,7 @@ interface Stage {
   readonly workers: Worker[]
 }
 
-type Measured = Pick<Results, 'bulk' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'workloads'>
+type Measured = Pick<Results, 'bulk' | 'cache' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'workloads'>
 
 /** Each turn takes some seconds, and varies little. */
 const mostStreamRounds = 7
@@ -116,6 +117,7 @@ async function measureAll(
     bulk: options.parts.has('bulk')
       ? await tryBulk(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
       : undefined,
+    cache: options.parts.has('cache') ? await tryCache(Math.min(options.rounds, 9), remarks, progress) : undefined,
     replicaReads: options.parts.has('replicas') ? await tryReplicaReads(schedule, remarks, progress) : undefined,
     imports: options.parts.has('import') ? await tryImports(remarks, progress) : undefined,
   }
@@ -160,6 +162,16 @@ async function tryBulk(
     return await measureBulk(server.url, rounds)
   } catch (error) {
     remarks.push(`Writing many rows was not measured. ${(error as Error).message.trim()}`)
+    return undefined
+  }
+}
+
+async function tryCache(rounds: number, remarks: string[], progress: Progress): Promise<Results['cache']> {
+  progress.step('the cache')
+  try {
+    return await measureCache(rounds)
+  } catch (error) {
+    remarks.push(`The cache was not measured. ${(error as Error).message.trim()}`)
     return undefined
   }
 }

@@ -6,6 +6,9 @@ import { curveCallers, curveContenders, pgbenchRatio, speedRatio } from './measu
 import {
   bulkHead,
   bulkTable,
+  cacheHead,
+  cacheRemark,
+  cacheTable,
   formatCount,
   formatRange,
   machineLine,
@@ -30,7 +33,7 @@ export function writeMarkdown(file: string, results: Results): void {
 }
 
 function formatMarkdown(results: Results): string {
-  const { workloads, versions, curve, streams, bulk, replicaReads, imports } = results
+  const { workloads, versions, curve, streams, bulk, cache, replicaReads, imports } = results
   const columns = workloads.map(({ workload }) => workload.title)
   const speed = contenderNames
     .filter((name) => workloads.some(({ slices }) => slices.has(name)))
@@ -71,6 +74,8 @@ function formatMarkdown(results: Results): string {
       table(streamHead, streamRows(streams)),
     )
   if (bulk) sections.push('A hundred thousand rows, written:', table(bulkHead, bulkTable(bulk)))
+  if (cache)
+    sections.push('The cache, values of 450 bytes a row:', table(cacheHead, cacheTable(cache)), cacheRemark(cache))
   if (replicaReads) {
     const { oneServer, twoReplicas, ratio } = replicaReads
     sections.push(

@@ -2,6 +2,7 @@
 
 import { stripVTControlCharacters, styleText } from 'node:util'
 import { bulkBaseline, bulkRatio, type BulkResults } from './bulk.ts'
+import { cacheBaseline, cacheRatio, type CacheResults } from './cache.ts'
 import { baseline, type ContenderName } from './contender.ts'
 import {
   curveCallers,
@@ -26,6 +27,7 @@ export function formatReport(results: Results): string {
     ...(results.curve ? [formatCurve(results.curve)] : []),
     ...(results.streams ? [formatStreams(results.streams)] : []),
     ...(results.bulk ? [formatBulk(results.bulk)] : []),
+    ...(results.cache ? [formatCache(results.cache)] : []),
     ...(results.replicaReads ? [formatReplicaReads(results.replicaReads)] : []),
     ...(results.imports ? [formatImports(results.imports)] : []),
     ...(judge(results).length > 0 ? [formatVerdicts(results)] : []),
@@ -164,6 +166,30 @@ export const bulkHead: readonly string[] = ['', 'rows/s', `× ${bulkBaseline}`, 
 
 function formatBulk(results: BulkResults): string {
   return `${styleText('bold', 'A hundred thousand rows, written')}\n${align([bulkHead, ...bulkTable(results)])}`
+}
+
+/** What is said of a work of the cache: operations per second of both, and how many times as fast kanta is. */
+export function cacheTable({ speeds }: CacheResults): string[][] {
+  return [...speeds].map(([work, both]) => {
+    const ratio = cacheRatio(both)
+    const middles = [both.kanta, both.bentocache].map((of) => formatCount(median(of)))
+    return [work, ...middles, ratio.median.toFixed(2), formatRange(ratio)]
+  })
+}
+
+export const cacheHead: readonly string[] = ['', 'kanta/s', `${cacheBaseline}/s`, '×', 'range']
+
+/** What else was measured of the cache. */
+export function cacheRemark({ bytesPerEntry, invalidationsPerSecond, readsAfterwardsPerSecond }: CacheResults): string {
+  return (
+    `An entry of two fields and two tags takes ${Math.round(bytesPerEntry)} bytes in memory; 100 000 tags are invalidated at ` +
+    `${formatCount(invalidationsPerSecond)} per second, and then read past at ${formatCount(readsAfterwardsPerSecond)}.`
+  )
+}
+
+function formatCache(results: CacheResults): string {
+  const title = styleText('bold', 'The cache')
+  return `${title}\n${align([cacheHead, ...cacheTable(results)])}\n${cacheRemark(results)}`
 }
 
 function formatReplicaReads({ oneServer, twoReplicas, ratio }: NonNullable<Results['replicaReads']>): string {

@@ -2,13 +2,14 @@
 
 import { cpus, release, totalmem, type } from 'node:os'
 import { bulkRatio, type BulkResults, bulkRows } from './bulk.ts'
+import { cacheBaseline, cacheRatio, type CacheResults } from './cache.ts'
 import type { ContenderName } from './contender.ts'
 import type { ImportTimes } from './import-time.ts'
 import { type CurveResult, speedRatio, type WorkloadResult } from './measure.ts'
 import type { BenchOptions } from './options.ts'
 import type { ReplicaReads } from './replica-reads.ts'
 import { streamBaseline, streamRatio, type StreamResults } from './streaming.ts'
-import { bulkTargets, importAtMost, streamAtLeast, targets } from './targets.ts'
+import { bulkTargets, cacheTargets, importAtMost, streamAtLeast, targets } from './targets.ts'
 
 /** Where and when it was measured. */
 export interface Machine {
@@ -29,6 +30,7 @@ export interface Results {
   readonly curve: CurveResult | undefined
   readonly streams: StreamResults | undefined
   readonly bulk: BulkResults | undefined
+  readonly cache: CacheResults | undefined
   readonly replicaReads: ReplicaReads | undefined
   readonly imports: ImportTimes | undefined
   /** What could not be measured at all, and what makes the figures doubtful. */
@@ -91,6 +93,18 @@ export function judge(results: Results): Verdict[] {
       })
     }
   }
+  if (results.options.parts.has('cache')) {
+    for (const { work, atLeast } of cacheTargets) {
+      const speeds = results.cache?.speeds.get(work)
+      const ratio = speeds && cacheRatio(speeds).median
+      verdicts.push({
+        title: `The cache, ${work}`,
+        wanted: `≥ ${atLeast} × ${cacheBaseline}`,
+        measured: ratio?.toFixed(2) ?? '–',
+        met: ratio !== undefined && ratio >= atLeast,
+      })
+    }
+  }
   if (results.options.parts.has('import'))
     verdicts.push({
       title: 'Importing the package',
@@ -116,7 +130,7 @@ export function failures(
 
 /** The figures of every turn, for other programs. */
 export function toJson(results: Results): string {
-  const { workloads, curve, streams, bulk, options, ...rest } = results
+  const { workloads, curve, streams, bulk, cache, options, ...rest } = results
   const plain = {
     ...rest,
     options: { ...options, parts: [...options.parts] },
@@ -135,6 +149,7 @@ export function toJson(results: Results): string {
     },
     streams: streams && Object.fromEntries(streams),
     bulk: bulk && Object.fromEntries(bulk),
+    cache: cache && { ...cache, speeds: Object.fromEntries(cache.speeds) },
     verdicts: judge(results),
   }
   return `${JSON.stringify(plain, null, 2)}\n`

@@ -1,4 +1,5 @@
 import type { BulkContender } from './bulk.ts'
+import type { CacheWork } from './cache.ts'
 import type { ContenderName } from './contender.ts'
 
 /** A figure that kanta holds itself to: how many times faster than another it must be. */
@@ -37,6 +38,15 @@ export const bulkTargets: readonly {
   { contender: 'insertMany', against: 'many values', atLeast: 2 },
   { contender: 'copy, rows', against: 'psql \\copy', atLeast: 0.7 },
   { contender: 'copy, a file', against: 'psql \\copy', atLeast: 0.7 },
+]
+
+/** How many times as fast as bentocache the cache must be. */
+export const cacheTargets: readonly { readonly work: CacheWork; readonly atLeast: number }[] = [
+  { work: 'a row in memory', atLeast: 25 },
+  { work: 'a row in memory, at once (peek)', atLeast: 40 },
+  { work: 'a page of 20 rows in memory', atLeast: 40 },
+  { work: 'a row in Redis, 32 at once', atLeast: 1.5 },
+  { work: 'a miss of a row, loaded and kept, 32 at once', atLeast: 1.2 },
 ]
 
 /** How many times as long as kysely, pg and ioredis together the import of kanta may take. */

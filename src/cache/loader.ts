@@ -498,6 +498,7 @@ export class Loader implements InvalidationTarget {
       refreshAt: until,
       staleUntil: until,
       size: facts.size,
+      header: undefined,
       checkedAt: -1,
     })
     return true

@@ -14,8 +14,8 @@ export interface MemorySettings {
   readonly values: ValueSharing
 }
 
-/** A value in memory. Instants are those of `performance.now()`. */
-export interface MemoryEntry {
+/** What is kept of a value in memory. Instants are those of `performance.now()`. */
+export interface MemoryFacts {
   readonly value: unknown
   readonly clock: number
   readonly tags: readonly string[]
@@ -26,11 +26,36 @@ export interface MemoryEntry {
   readonly staleUntil: number
   readonly size: number
   /** Of the entry in Redis that it is a copy of. */
-  readonly header?: string | undefined
+  readonly header: string | undefined
   /** The version of the invalidations by which it was last found to hold. */
+  readonly checkedAt: number
+}
+
+/** A value in memory. Of a class, since V8 gives up on what comes in several shapes, and a hit is made of little else. */
+export class MemoryEntry implements MemoryFacts {
+  readonly value: unknown
+  readonly clock: number
+  readonly tags: readonly string[]
+  readonly freshUntil: number
+  readonly refreshAt: number
+  readonly staleUntil: number
+  readonly size: number
+  readonly header: string | undefined
   checkedAt: number
   /** The value for those who wait, once somebody has. */
-  promise?: Promise<unknown>
+  promise: Promise<unknown> | undefined = undefined
+
+  constructor(facts: MemoryFacts) {
+    this.value = facts.value
+    this.clock = facts.clock
+    this.tags = facts.tags
+    this.freshUntil = facts.freshUntil
+    this.refreshAt = facts.refreshAt
+    this.staleUntil = facts.staleUntil
+    this.size = facts.size
+    this.header = facts.header
+    this.checkedAt = facts.checkedAt
+  }
 }
 
 /** The values of one process, the least recently used of which make room for others. */
@@ -58,8 +83,8 @@ export class MemoryTier {
     return this.#entries.get(key)
   }
 
-  set(key: string, entry: MemoryEntry): void {
-    this.#entries.set(key, entry)
+  set(key: string, facts: MemoryFacts): void {
+    this.#entries.set(key, new MemoryEntry(facts))
   }
 
   delete(key: string): void {

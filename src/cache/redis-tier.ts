@@ -114,19 +114,18 @@ if ARGV[1] == '1' then
   count = count - 1
 end
 local found = {clock, present, floor}
+local values = redis.call('MGET', unpack(KEYS, 1, count))
 for index = 1, count do
-  local value = redis.pcall('GET', KEYS[index])
-  local kind = 'F'
-  if not value then
-    kind = ''
-    if ARGV[2] ~= '' then
-      local answer = redis.pcall('SET', KEYS[index], ARGV[2], 'PX', ARGV[3])
-      ${refusedBy('answer')}
-      if answer.err then kind = 'F' end
-    end
-  elseif type(value) == 'string' and string.sub(value, 2, 3) == '${magic}' then
-    kind = string.sub(value, 1, 1)
-    if kind == 'V' then kind = value end
+  local value = values[index]
+  local kind = ''
+  if value then
+    local first, second, third = string.byte(value, 1, 3)
+    if second ~= 0 or third ~= 107 then kind = 'F' elseif first == 86 then kind = value else kind = string.char(first) end
+  elseif ARGV[2] ~= '' then
+    -- What is no string of another program is there and is not given.
+    local answer = redis.pcall('SET', KEYS[index], ARGV[2], 'PX', ARGV[3], 'NX')
+    if answer and answer.err then ${refusedBy('answer')} end
+    if not answer or answer.err then kind = 'F' end
   end
   found[index + 3] = kind
 end
