@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises'
+import { pauseFor } from '../core/deadline.ts'
 import type { ChannelListener, RedisSubscriber } from '../redis/subscriber.ts'
 import { Batch } from './batch.ts'
 import { type Invalidation, InvalidationLog, mergedOf, nothing } from './invalidation-log.ts'
@@ -276,7 +276,7 @@ export class Invalidations implements ChannelListener {
       const { clock, floor } = await tier.now()
       this.log.raiseFloor(floor)
       if (clock === this.log.clock) return
-      await sleep(messageGraceMs, undefined, { ref: false })
+      await pauseFor(messageGraceMs, { ref: false })
       if (epoch !== this.#gaps || !this.#isTrusted || this.log.clock >= clock) return
       this.#distrust('missed')
       void this.#replay()

@@ -1,5 +1,5 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import { coarseNow } from '../core/coarse-clock.ts'
+import { pauseFor, settleWithin } from '../core/deadline.ts'
 import { DatabaseError } from '../core/errors.ts'
 import { type Codec, type Survey, survey } from './codec.ts'
 import { type EntryFacts, headerOf, packEntry, type StoredEntry } from './entry.ts'
@@ -398,7 +398,7 @@ export class Loader implements InvalidationTarget {
         }
         if (found.kind === 'gone') continue
         if (found.kind !== 'leased' || performance.now() >= until) break
-        await sleep(Math.min(pauseMs, longestPollMs) * (0.5 + Math.random() / 2))
+        await pauseFor(Math.min(pauseMs, longestPollMs) * (0.5 + Math.random() / 2))
       }
     } catch {
       this.#counts.redisFailures += 1
@@ -550,7 +550,9 @@ export class Loader implements InvalidationTarget {
     const soft = isSoft ? this.#staleOf(key, flight) : undefined
     if (soft !== undefined) return this.#countStale(soft)
     try {
-      return loadTimeoutMs === false ? await promise : await within(promise, loadTimeoutMs)
+      return loadTimeoutMs === false
+        ? await promise
+        : await settleWithin(promise, loadTimeoutMs, () => tooLate(loadTimeoutMs))
     } catch (error) {
       const stale = this.#staleOf(key, flight)
       if (stale === undefined) throw error
@@ -651,25 +653,14 @@ function factsOf(
 
 /** Whether it has not settled after so long. */
 async function isLate(work: Promise<unknown>, limitMs: number): Promise<boolean> {
-  const timer = new AbortController()
-  const late = sleep(limitMs, true, { signal: timer.signal })
-  try {
-    return await Promise.race([late, work.then(() => false)])
-  } finally {
-    timer.abort()
-  }
-}
-
-async function within<T>(work: Promise<T>, limitMs: number): Promise<T> {
-  const timer = new AbortController()
-  try {
-    return await Promise.race([
-      work,
-      sleep(limitMs, undefined, { signal: timer.signal }).then(() => Promise.reject(tooLate(limitMs))),
-    ])
-  } finally {
-    timer.abort()
-  }
+  const late = new Error('late')
+  return settleWithin(work, limitMs, () => late).then(
+    () => false,
+    (error: unknown) => {
+      if (error !== late) throw error
+      return true
+    },
+  )
 }
 
 function tooLate(limitMs: number): DatabaseError {

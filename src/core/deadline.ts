@@ -11,6 +11,14 @@ export function settleWithin<T>(work: Promise<T>, limitMs: number, onTimeout: ()
   })
 }
 
+/** Waits so long. Unlike that of `node:timers/promises`, a test may hold this clock. `ref: false` keeps no process alive. */
+export function pauseFor(ms: number, { ref = true }: { readonly ref?: boolean } = {}): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms)
+    if (!ref) timer.unref()
+  })
+}
+
 /** How long a call may take and who may stop it. Handed down, so that every wait inside takes what remains. */
 export interface Limits {
   /** The instant by which the call must have settled, as `performance.now()`; infinity for none. */
