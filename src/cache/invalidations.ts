@@ -74,6 +74,7 @@ export class Invalidations implements ChannelListener {
   #early: TickMessage[] | undefined
   #replayedTo = 0
   #gaps = 0
+  #epoch = 0
   #isClosed = false
 
   constructor(
@@ -94,9 +95,12 @@ export class Invalidations implements ChannelListener {
     return this.#isTrusted
   }
 
-  /** Changes when it is no longer certain that all invalidations were heard. */
+  /**
+   * Changes when it is no longer certain that all invalidations are heard, and when it is again: what was read before that may have
+   * been ended by one that was not.
+   */
   get epoch(): number {
-    return this.#gaps
+    return this.#epoch
   }
 
   stats(): InvalidationStats {
@@ -234,6 +238,7 @@ export class Invalidations implements ChannelListener {
 
   #distrust(reason: 'lost' | 'missed' | 'regressed'): void {
     this.#isTrusted = false
+    this.#epoch += 1
     this.#gaps += 1
     // Of a clock that has gone back, what is known of it says nothing.
     if (reason === 'regressed') this.log.clock = 0
@@ -245,17 +250,18 @@ export class Invalidations implements ChannelListener {
   async #replay(): Promise<void> {
     const tier = this.#tier
     if (tier === undefined || this.#early !== undefined || this.#isClosed) return
-    const epoch = this.#gaps
+    const epoch = this.#epoch
     this.#early = []
     try {
       const { clock, floor, tags } = await tier.since(this.log.clock)
       // Lost once more meanwhile: whoever subscribes again asks again.
-      if (epoch !== this.#gaps || !this.#isSubscribed) return
+      if (epoch !== this.#epoch || !this.#isSubscribed) return
       for (const [tag, tagClock] of tags) this.log.note({ ...nothing, tags: [tag] }, tagClock)
       this.log.raiseFloor(floor)
       this.log.clock = clock
       this.#replayedTo = clock
       this.#isTrusted = true
+      this.#epoch += 1
       this.#observer.onTrust()
     } catch {
       this.#retryLater()
@@ -272,12 +278,12 @@ export class Invalidations implements ChannelListener {
     const tier = this.#tier
     if (tier === undefined || !this.#isTrusted || !tier.isReady) return
     try {
-      const epoch = this.#gaps
+      const epoch = this.#epoch
       const { clock, floor } = await tier.now()
       this.log.raiseFloor(floor)
       if (clock === this.log.clock) return
       await pauseFor(messageGraceMs, { ref: false })
-      if (epoch !== this.#gaps || !this.#isTrusted || this.log.clock >= clock) return
+      if (epoch !== this.#epoch || !this.#isTrusted || this.log.clock >= clock) return
       this.#distrust('missed')
       void this.#replay()
     } catch {

@@ -197,6 +197,7 @@ export class ModelLink {
   readonly #step: Step
   readonly #listener: ChannelListener
   #messages: Buffer[] = []
+  #losesNext = false
   #tell: ((message: Buffer) => void) | undefined
 
   constructor(redis: ModelRedis, step: Step, listener: ChannelListener) {
@@ -209,16 +210,23 @@ export class ModelLink {
     return this.#tell !== undefined
   }
 
+  /** The next message is lost, and nobody says so. */
+  loseNext(): void {
+    this.#losesNext = true
+  }
+
   up(): void {
     if (this.isUp) return
+    this.#losesNext = false
     this.#messages = []
     const messages = this.#messages
     this.#tell = (message) => {
       messages.push(message)
       void this.#step(() => {
         const next = messages.shift()
+        if (this.#losesNext) this.#losesNext = false
         // Of a link that was cut, nothing comes any more.
-        if (next !== undefined && messages === this.#messages) this.#listener.onMessage(next)
+        else if (next !== undefined && messages === this.#messages) this.#listener.onMessage(next)
       }).catch(() => undefined)
     }
     this.#redis.listeners.add(this.#tell)

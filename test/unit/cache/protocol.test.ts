@@ -57,6 +57,8 @@ const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resol
 /** The database: what is committed, and who holds the lock of a row. */
 class Store {
   readonly versions = new Map(keys.map((key) => [key, 0]))
+  /** What Redis has been told of. */
+  readonly told = new Map(keys.map((key) => [key, 0]))
   readonly #locks = new Map<string, Promise<void>>()
 
   get(key: string): number {
@@ -84,6 +86,7 @@ class Process {
   readonly #turns: Turns
   /** What of each key it knows to be committed: it has told so itself. */
   readonly #known = new Map<string, number>()
+  readonly #reading = new Set<string>()
   #loses: 'answer' | 'request' | undefined
 
   constructor(name: string, redis: ModelRedis, store: Store, turns: Turns, isNaive: boolean) {
@@ -125,9 +128,14 @@ class Process {
   }
 
   async read(key: string): Promise<number> {
-    const atLeast = this.#known.get(key) ?? 0
+    // Who hears nothing of others asks Redis, unless somebody here does already.
+    const asks = !this.link.isUp && !this.#reading.has(key)
+    const atLeast = Math.max(asks ? (this.#store.told.get(key) ?? 0) : 0, this.#known.get(key) ?? 0)
     const hit = this.loader.hit(key)
+    this.#reading.add(key)
     const value = (hit?.value ?? (await this.loader.load(key, () => this.#load(key), policy))) as Value
+    // Its loading may still be on its way to Redis, for others to join.
+    void this.loader.settle().then(() => this.#reading.delete(key))
     if (value.version < atLeast) throw new Error(`${key} is ${value.version}, and was known to be ${atLeast}`)
     return value.version
   }
@@ -172,10 +180,22 @@ class Process {
 
   #learn(key: string, version: number): void {
     this.#known.set(key, Math.max(version, this.#known.get(key) ?? 0))
+    if (this.invalidations.stats().queued > 0) return
+    this.#store.told.set(key, Math.max(version, this.#store.told.get(key) ?? 0))
   }
 }
 
-type Action = 'advance' | 'cut' | 'forget' | 'lose answer' | 'lose request' | 'read' | 'up' | 'write' | 'write through'
+type Action =
+  | 'advance'
+  | 'cut'
+  | 'forget'
+  | 'lose answer'
+  | 'lose message'
+  | 'lose request'
+  | 'read'
+  | 'up'
+  | 'write'
+  | 'write through'
 
 interface Move {
   readonly action: Action
@@ -193,8 +213,11 @@ const moves = fc.array(
       { weight: 5, arbitrary: fc.constant('write' as const) },
       { weight: 4, arbitrary: fc.constant('write through' as const) },
       {
-        weight: 3,
+        weight: 5,
         arbitrary: fc.constantFrom(
+          'lose message' as const,
+          'cut' as const,
+          'up' as const,
           'cut' as const,
           'up' as const,
           'forget' as const,
@@ -242,6 +265,7 @@ async function play(game: readonly Move[], isNaive = false): Promise<void> {
       else if (action === 'write through') start(process.writeThrough(key))
       else if (action === 'cut') process.link.down()
       else if (action === 'up') process.link.up()
+      else if (action === 'lose message') process.link.loseNext()
       else if (action === 'forget') redis.loseAll()
       else if (action === 'advance') await vi.advanceTimersByTimeAsync(how * 200)
       else process.lose(action === 'lose answer' ? 'answer' : 'request')
