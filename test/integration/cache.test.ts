@@ -2,11 +2,13 @@ import { randomBytes } from 'node:crypto'
 import { Redis } from 'ioredis'
 import { sql } from 'kysely'
 import { describe, expect, inject, onTestFinished, test, vi } from 'vitest'
+import { resolveConfig } from '../../src/core/config.ts'
 import { createDatabase, type Database } from '../../src/index.ts'
+import { RedisClient } from '../../src/redis/client.ts'
 import { inRedis, kinds, loader, one, open, outside, type Tables, two, waitingLoader } from '../support/caches.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
 import { startProxy } from '../support/proxy.ts'
-import { type OwnServer, startRedis } from '../support/servers.ts'
+import { type OwnServer, startRedis, startSentinel } from '../support/servers.ts'
 
 describe.each(Object.entries(kinds))('%s', (_, setting) => {
   test('a value is loaded once, kept, and given as it was', async () => {
@@ -676,4 +678,75 @@ describe('a cluster', () => {
     const values = await Promise.all(keys.map((key) => a.cache.getOrSet(`after ${key}`, loader(key))))
     expect(values).toEqual(keys)
   }, 40_000)
+})
+
+test('behind Sentinel the cache goes on with the new primary, and nothing that was ended meanwhile is given', async () => {
+  const primary = await startRedis()
+  onTestFinished(() => primary.stop())
+  const replica = await startRedis(() => ['--replicaof', '127.0.0.1', String(primary.port)])
+  onTestFinished(() => replica.stop())
+  const hand = new Redis(replica.url)
+  onTestFinished(() => hand.disconnect())
+  await vi.waitUntil(async () => (await hand.info('replication')).includes('master_link_status:up'), {
+    timeout: 10_000,
+  })
+  const sentinel = await startSentinel('shop', primary.port)
+  onTestFinished(() => sentinel.stop())
+  const [a, b] = await two({ redis: `redis+sentinel://127.0.0.1:${sentinel.port}/shop`, cache: {} })
+  await a.cache.set('k', 'old', { tags: ['t'] })
+  await a.cache.set('other', 'kept')
+  expect(await b.cache.get('k')).toBe('old')
+  const learned = new Redis(sentinel.url)
+  onTestFinished(() => learned.disconnect())
+  await vi.waitUntil(async () => (await learned.info('sentinel')).includes('slaves=1'), { timeout: 15_000 })
+  await primary.kill('SIGKILL')
+  await a.cache.invalidate({ tags: ['t'] })
+  expect(a.cache.stats().queued).toBe(1)
+  expect(await a.cache.getOrSet('k', loader('new'))).toBe('new')
+  await vi.waitUntil(() => [a, b].every(({ cache }) => cache.stats().isTrusted && cache.stats().queued === 0), {
+    timeout: 20_000,
+  })
+  expect(await hand.info('replication')).toContain('role:master')
+  expect(await b.cache.getOrSet('k', loader('new'))).toBe('new')
+  await a.cache.set('after', 1)
+  expect(await b.cache.get('after')).toBe(1)
+}, 40_000)
+
+test('a command whose answer is lost is told as lost, and never sent again', async () => {
+  const redis = await startRedis()
+  onTestFinished(() => redis.stop())
+  const proxy = await startProxy({ to: redis.url, protocol: 'raw' })
+  onTestFinished(() => proxy.close())
+  const { redis: target } = resolveConfig(
+    { postgres: { url: await freshDatabaseUrl('empty') }, redis: { url: proxy.url, commandTimeoutMs: 300 } },
+    {},
+  )
+  const client = new RedisClient(target as NonNullable<typeof target>)
+  onTestFinished(() => client.close())
+  const hand = new Redis(redis.url)
+  onTestFinished(() => hand.disconnect())
+  for (let run = 0; run < 12; run += 1) {
+    await vi.waitUntil(() => client.isReady, { timeout: 5_000 })
+    const counter = `counter ${run}`
+    const fault = run % 4 < 2 ? 'reset' : 'black-hole'
+    const rule = proxy.on({ from: 'server', message: 'Bytes' }, fault)
+    // Alone, or many in one write.
+    const calls = Array.from({ length: run % 2 === 0 ? 1 : 10 }, () => client.call('incr', counter))
+    const settled = await Promise.allSettled(calls)
+    for (const { status, ...rest } of settled) {
+      expect([status, rest]).toEqual([
+        'rejected',
+        { reason: expect.objectContaining({ code: 'REDIS_UNAVAILABLE' }) as object },
+      ])
+    }
+    rule.off()
+    // A link that is dead without a word is cut a little later.
+    const answers = (): Promise<boolean> =>
+      client.call('ping').then(
+        () => true,
+        () => false,
+      )
+    await vi.waitUntil(answers, { timeout: 5_000 })
+    expect([counter, await hand.get(counter)]).toEqual([counter, String(calls.length)])
+  }
 })

@@ -17,6 +17,7 @@ import {
   readFileSync,
   realpathSync,
   statfsSync,
+  writeFileSync,
 } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
@@ -161,6 +162,33 @@ export async function startRedis(settings: (port: number) => readonly string[] =
       return [binary, ...place, '--save', '', '--appendonly', 'no', ...settings(port)]
     },
     url: (port) => `redis://127.0.0.1:${port}/0`,
+    answers: (_url, port) => redisAnswers(port),
+  })
+}
+
+/** Starts a Sentinel that knows a primary by this name, and promotes its replica half a second after it is gone. */
+export async function startSentinel(primaryName: string, primaryPort: number): Promise<OwnServer> {
+  const binary = findRedis()
+  if (binary === undefined) throw new Error('No redis-server was found on this machine.')
+  const lines = [
+    `sentinel monitor ${primaryName} 127.0.0.1 ${primaryPort} 1`,
+    `sentinel down-after-milliseconds ${primaryName} 500`,
+    `sentinel failover-timeout ${primaryName} 2000`,
+  ]
+  return startServer({
+    name: 'sentinel',
+    prepare(folder, { uid, gid }) {
+      // It writes there what it learns.
+      const file = join(folder, 'sentinel.conf')
+      writeFileSync(file, lines.join('\n'))
+      if (uid !== undefined) chownSync(file, uid, gid ?? uid)
+      return Promise.resolve()
+    },
+    command: (folder, port) => {
+      const place = ['--bind', '127.0.0.1', '--port', String(port), '--dir', folder]
+      return [binary, join(folder, 'sentinel.conf'), '--sentinel', ...place]
+    },
+    url: (port) => `redis://127.0.0.1:${port}`,
     answers: (_url, port) => redisAnswers(port),
   })
 }
