@@ -43,9 +43,9 @@ export class Batch<Item, Answer> {
   async #settle(sent: readonly Waiting<Item, Answer>[]): Promise<void> {
     try {
       const answers = await this.#send(sent.map(({ item }) => item))
-      for (const [index, { resolve }] of sent.entries()) resolve(answers[index] as Answer | PromiseLike<Answer>)
+      for (const [index, waiting] of sent.entries()) waiting.resolve(answers[index] as Answer | PromiseLike<Answer>)
     } catch (error) {
-      for (const { reject } of sent) reject(error)
+      for (const waiting of sent) waiting.reject(error)
     }
   }
 }

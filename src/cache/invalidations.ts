@@ -2,7 +2,7 @@ import { pauseFor } from '../core/deadline.ts'
 import type { ChannelListener, RedisSubscriber } from '../redis/subscriber.ts'
 import { Batch } from './batch.ts'
 import { type Invalidation, InvalidationLog, mergedOf, nothing } from './invalidation-log.ts'
-import type { Post } from './loader.ts'
+import type { Post } from './entry-policy.ts'
 import { type InvalidateSettings, readTickMessage, type SharedTier, type Tick, type TickMessage } from './redis-tier.ts'
 
 /** Who holds what is invalidated. */

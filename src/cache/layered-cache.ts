@@ -1,8 +1,9 @@
 import { coarseNow } from '../core/coarse-clock.ts'
 import { DatabaseError } from '../core/errors.ts'
+import type { EntryPolicy, Post } from './entry-policy.ts'
 import { type Invalidation, nothing } from './invalidation-log.ts'
 import type { Invalidations, InvalidationStats } from './invalidations.ts'
-import type { EntryPolicy, Loader, LoaderStats, Post } from './loader.ts'
+import type { Loader, LoaderStats } from './loader.ts'
 import type { WriteBehind, WriteBehindOptions } from './write-behind.ts'
 
 /** How a value is cached. Times are milliseconds. What is left out is as `cache` of the database says. */
@@ -196,7 +197,7 @@ export class LayeredCache implements Cache {
     try {
       return loader.load(this.#nameOf(key), load, this.#policyOf(options))
     } catch (error) {
-      return Promise.reject(error as Error)
+      return Promise.reject(error)
     }
   }
 

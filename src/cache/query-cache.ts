@@ -211,14 +211,9 @@ function tableName(name: string): string {
 
 function tagsOfWritten(table: string, rows: Rows): string[] {
   const list = tag('table', table)
-  switch (rows.kind) {
-    case 'row':
-      return [list, rowTag(table, rows.key)]
-    case 'new':
-      return [list, tag('absent', table)]
-    case 'any':
-      return [list, tag('rows', table), tag('absent', table)]
-  }
+  if (rows.kind === 'row') return [list, rowTag(table, rows.key)]
+  if (rows.kind === 'new') return [list, tag('absent', table)]
+  return [list, tag('rows', table), tag('absent', table)]
 }
 
 /** No longer than a tag may be: names have at most 63 bytes each. */

@@ -1,4 +1,4 @@
-import type { OperationNode, RootOperationNode } from 'kysely'
+import { AndNode, BinaryOperationNode, type OperationNode, OperatorNode, type RootOperationNode } from 'kysely'
 
 /** The one column of a table's primary key, and how its values are written down. */
 export interface PrimaryKey {
@@ -47,14 +47,14 @@ export function writtenRows(query: RootOperationNode, primaryKey: PrimaryKey | u
 
 /** A condition that holds for one key only, however else it is narrowed. */
 function keyIn(condition: OperationNode, primaryKey: PrimaryKey): Rows {
-  const node = unwrapped(condition) as OperationNode & Record<string, OperationNode & { operator?: string }>
-  if (node.kind === 'AndNode') {
-    const left = keyIn(node['left'] as OperationNode, primaryKey)
-    return left.kind === 'row' ? left : keyIn(node['right'] as OperationNode, primaryKey)
+  const node = unwrapped(condition)
+  if (AndNode.is(node)) {
+    const left = keyIn(node.left, primaryKey)
+    return left.kind === 'row' ? left : keyIn(node.right, primaryKey)
   }
-  if (node.kind !== 'BinaryOperationNode' || node['operator']?.operator !== '=') return any
-  if (columnOf(node['leftOperand'] as OperationNode) !== primaryKey.column) return any
-  const value = unwrapped(node['rightOperand'] as OperationNode) as OperationNode & { readonly value?: unknown }
+  if (!BinaryOperationNode.is(node) || !OperatorNode.is(node.operator) || node.operator.operator !== '=') return any
+  if (columnOf(node.leftOperand) !== primaryKey.column) return any
+  const value: OperationNode & { readonly value?: unknown } = unwrapped(node.rightOperand)
   const key = value.kind === 'ValueNode' ? writtenDown(value.value, primaryKey) : undefined
   return key === undefined ? any : { kind: 'row', key }
 }

@@ -218,7 +218,7 @@ export abstract class Repository<
     const query = this.select().where(this.hasKey(id))
     // A transaction that is passed by hand has no cache.
     if (this.cache === undefined || this.database.cached === undefined) return await query.executeTakeFirst()
-    const [entity] = await this.database.cached(query as unknown as Cacheable<Entity>, this.cache)
+    const [entity] = await this.database.cached(query, this.cache)
     return entity
   }
 
@@ -418,10 +418,6 @@ export abstract class Repository<
 type EntityColumn<Entity> = {
   [Property in keyof Entity & string]: AliasedExpression<Entity[Property], Property>
 }[keyof Entity & string]
-
-interface Cacheable<Row> {
-  compile(): CompiledQuery<Row>
-}
 
 /** A query that can be cut after its first row. */
 interface Limitable<Row> {

@@ -126,7 +126,7 @@ class Player {
         const replay = await this.#tier.since(since)
         return [[...replay.tags.keys()].toSorted(), replay.floor > since]
       }
-      case 'latestOf':
+      default:
         return (await this.#tier.latestOf([tag])) > since
     }
   }

@@ -78,8 +78,8 @@ describe.each(Object.entries(kinds))('writing through, with %s', (_, setting) =>
       await put(end)
       const kept = await cache.get<Item>('item:1')
       // A deletion by another before the right to put it there was taken is over by then.
-      if (index === 4 || index === 6) expect([undefined, (await stored(database)).version]).toContain(kept?.version)
-      else expect(kept).toBeUndefined()
+      const mayBeKept = index === 4 || index === 6 ? [(await stored(database)).version] : []
+      expect([undefined, ...mayBeKept]).toContain(kept?.version)
     }
     await put(() => Promise.resolve())
     expect(await cache.get('item:1')).toEqual(await stored(database))

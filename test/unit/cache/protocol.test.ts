@@ -7,9 +7,10 @@
 import * as fc from 'fast-check'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import { Codec } from '../../../src/cache/codec.ts'
+import type { EntryPolicy } from '../../../src/cache/entry-policy.ts'
 import { type Invalidation, nothing } from '../../../src/cache/invalidation-log.ts'
 import { Invalidations } from '../../../src/cache/invalidations.ts'
-import { type EntryPolicy, Loader } from '../../../src/cache/loader.ts'
+import { Loader } from '../../../src/cache/loader.ts'
 import { MemoryTier } from '../../../src/cache/memory-tier.ts'
 import { ModelLink, ModelRedis, ModelTier, type Step } from '../../support/model-tier.ts'
 
