@@ -49,7 +49,8 @@ export type { SubscriberStats } from './redis/messages.ts'
 export type { BreakerState } from './resilience/circuit-breaker.ts'
 
 // Cache
-export type { Cache, CacheEntryOptions, CacheStats, InvalidateOptions } from './cache/layered-cache.ts'
+export type { Cache, CacheStats, InvalidateOptions } from './cache/layered-cache.ts'
+export type { CacheEntryOptions } from './core/cache-options.ts'
 export type { CachedOptions } from './cache/query-cache.ts'
 export type { InvalidationStats } from './cache/invalidations.ts'
 export type { WriteBehind, WriteBehindOptions } from './cache/write-behind.ts'
@@ -97,6 +98,7 @@ export type {
   ColumnMap,
   FindOptions,
   QuerySource,
+  RepositoryCacheOptions,
   RepositoryDefinition,
   SameColumns,
   Where,

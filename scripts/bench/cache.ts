@@ -33,6 +33,8 @@ export interface CacheResults {
 
 const atOnce = 32
 const perRound = 4_000
+/** Rounds for the compiler of V8. */
+const warmUp = 3
 const manyTags = 100_000
 
 const row = {
@@ -72,7 +74,7 @@ export async function measureCache(rounds: number): Promise<CacheResults> {
   for (const subject of [cache, bento]) {
     await subject.getOrSet('row', load)
     await subject.getOrSet('page', () => Promise.resolve(page))
-    await speedOf(perRound * (rounds + 1), (n) => subject.getOrSet(`shared ${n}`, load))
+    await speedOf(perRound * (rounds + warmUp), (n) => subject.getOrSet(`shared ${n}`, load))
   }
   const misses = (subject: Pick<Subject, 'getOrSet'>, round: number): Promise<number> =>
     speedOf(perRound, (n) => subject.getOrSet(`key ${round} ${n}`, load))
@@ -92,11 +94,10 @@ export async function measureCache(rounds: number): Promise<CacheResults> {
     ['a miss of a row, loaded and kept, 32 at once', (n) => misses(cache, n), (n) => misses(bento, n)],
   ]
   const speeds = new Map(works.map(([work]) => [work, { kanta: [] as number[], bentocache: [] as number[] }]))
-  // The first round is for the compiler of V8.
-  for (let round = 0; round <= rounds; round += 1) {
+  for (let round = 0; round < rounds + warmUp; round += 1) {
     for (const [work, ours, theirs] of works) {
       const measured = { kanta: await ours(round), bentocache: await theirs(round) }
-      if (round === 0) continue
+      if (round < warmUp) continue
       speeds.get(work)?.kanta.push(measured.kanta)
       speeds.get(work)?.bentocache.push(measured.bentocache)
     }

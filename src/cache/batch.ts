@@ -25,12 +25,12 @@ export class Batch<Item, Answer> {
   }
 
   add(item: Item): Promise<Answer> {
-    const { promise, resolve, reject } = Promise.withResolvers<Answer>()
-    if (this.#waiting.length === 0) process.nextTick(() => this.#flush())
-    this.#waiting.push({ item, resolve, reject })
-    this.#bytes += this.#sizeOf(item)
-    if (this.#waiting.length >= maxItems || this.#bytes >= maxBytes) this.#flush()
-    return promise
+    return new Promise((resolve, reject) => {
+      if (this.#waiting.length === 0) process.nextTick(() => this.#flush())
+      this.#waiting.push({ item, resolve, reject })
+      this.#bytes += this.#sizeOf(item)
+      if (this.#waiting.length >= maxItems || this.#bytes >= maxBytes) this.#flush()
+    })
   }
 
   #flush(): void {

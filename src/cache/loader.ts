@@ -340,6 +340,14 @@ export class Loader implements InvalidationTarget {
     if (tier === undefined) return { clock: this.#invalidations.next(), expected: undefined }
     const until = performance.now() + this.#settings.leaseMs
     try {
+      const isKnown = tier.isReady && this.#invalidations.isTrusted && !log.isBlocked(key, flight.tags)
+      const asked = isKnown ? tier.getFresh(key) : undefined
+      const fresh = asked && (await asked)
+      // What was ended meanwhile is looked at once more.
+      if (fresh && !flight.isDirty && log.holds(key, fresh.entry.clock, fresh.entry.tags)) {
+        flight.give(this.#take(key, fresh.entry, policy, fresh.leftMs, epoch))
+        return undefined
+      }
       for (let pauseMs = firstPollMs; tier.isReady && !log.isBlocked(key, flight.tags); pauseMs *= 2) {
         const { found, now } = await tier.acquire(key)
         log.raiseFloor(now.floor)

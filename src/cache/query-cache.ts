@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto'
 import type { CompiledQuery, RootOperationNode } from 'kysely'
+import type { CacheEntryOptions } from '../core/cache-options.ts'
 import { DatabaseError } from '../core/errors.ts'
 import { writtenTables } from '../postgres/statement-text.ts'
 import { textOf } from '../postgres/wire.ts'
-import type { Cache, CacheEntryOptions } from './layered-cache.ts'
+import type { Cache } from './layered-cache.ts'
 import { type PrimaryKey, readRows, type Rows, writtenRows } from './row-keys.ts'
 
 /** How the rows of a query are cached. Times are milliseconds. */

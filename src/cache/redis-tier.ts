@@ -18,6 +18,12 @@ export type Found =
   /** Something of another program, or nothing where no lease was asked for. */
   | { readonly kind: 'none' }
 
+/** A value, and how long Redis keeps it. */
+export interface FreshEntry {
+  readonly entry: StoredEntry
+  readonly leftMs: number
+}
+
 /** What a read finds, and by what clock. */
 export interface Reading {
   readonly found: Found
@@ -268,12 +274,15 @@ export class RedisTier {
   readonly #leaseMs: number
   readonly #maxLifeMs: number
   // A command costs more than all that is done with one entry: what is asked for in one tick goes in one.
+  readonly #getting: Batch<string, FreshEntry | undefined>
   readonly #acquiring: Batch<string, Reading>
   readonly #looking: Batch<string, Reading>
   readonly #swapping: Batch<Swap, boolean>
   /** By how much the time of Redis is ahead of that of this process. */
   #aheadUs: number | undefined = undefined
   #leases = 0
+  /** How much of what was asked for lately was there. */
+  #hitShare = 0
 
   constructor(
     client: RedisClient,
@@ -287,6 +296,7 @@ export class RedisTier {
     this.channel = `${namespace}:invalidations`
     this.#leaseMs = settings.leaseMs
     this.#maxLifeMs = settings.maxLifeMs
+    this.#getting = new Batch((keys) => this.#getFresh(keys))
     this.#acquiring = new Batch((keys) => this.#read(keys, this.#nextLease()))
     this.#looking = new Batch((keys) => this.#read(keys, ''))
     this.#swapping = new Batch(
@@ -312,6 +322,15 @@ export class RedisTier {
    */
   get time(): number | undefined {
     return this.#aheadUs === undefined ? undefined : performance.now() * 1_000 + this.#aheadUs
+  }
+
+  /**
+   * A fresh entry, by the cheapest command there is, as long as most of what is asked for is there; whatever else there is, is for
+   * {@link acquire} to say. For those who hear of all that is ended.
+   */
+  getFresh(key: string): Promise<FreshEntry | undefined> | undefined {
+    // A command takes the keys of one node only.
+    return this.#hitShare < 0.5 || this.#client.isCluster ? undefined : this.#getting.add(key)
   }
 
   /** Reads an entry, and where there is none leaves a lease. */
@@ -407,6 +426,21 @@ export class RedisTier {
     return Math.max(0, ...scores.map((score) => (score === null ? 0 : Number(score))))
   }
 
+  async #getFresh(keys: readonly string[]): Promise<(FreshEntry | undefined)[]> {
+    const reply = (await this.#client.call('mget', ...keys.map((key) => this.#keyOf(key)))) as readonly RedisReply[]
+    return reply.map((bytes) => {
+      const entry = Buffer.isBuffer(bytes) ? unpackEntry(bytes) : 'foreign'
+      const leftMs = typeof entry === 'string' ? 0 : (entry.expires - (this.time ?? entry.expires)) / 1_000
+      const isFresh = typeof entry !== 'string' && leftMs > entry.graceMs
+      this.#noteHit(isFresh)
+      return isFresh ? { entry, leftMs } : undefined
+    })
+  }
+
+  #noteHit(isHit: boolean): void {
+    this.#hitShare += ((isHit ? 1 : 0) - this.#hitShare) / 64
+  }
+
   #nextLease(): string {
     this.#leases += 1
     return marker('L', `${leaseOwner}${this.#leases}`)
@@ -433,6 +467,7 @@ export class RedisTier {
   }
 
   #readingOf(key: string, found: Buffer, lease: string, now: ClockReading): Reading {
+    this.#noteHit(found.length > 1)
     if (found.length > 1) return { found: this.#unpacked(key, found, now), now }
     return { found: foundBy(found.toString(), lease), now }
   }

@@ -15,7 +15,7 @@ import {
   expressionBuilder,
   sql,
 } from 'kysely'
-import type { CacheEntryOptions } from '../cache/layered-cache.ts'
+import type { CacheEntryOptions } from '../core/cache-options.ts'
 import { DatabaseError, NotFoundError } from '../core/errors.ts'
 
 /** What a repository needs of a database: its Kysely. `createDatabase()` gives one, so does `{ db: anyKysely }`. */

@@ -3,7 +3,15 @@
  * `RedisTier` is to its callers; a test compares the two.
  */
 
-import type { Found, InvalidateSettings, Reading, Replay, SharedTier, Tick } from '../../src/cache/redis-tier.ts'
+import type {
+  FreshEntry,
+  Found,
+  InvalidateSettings,
+  Reading,
+  Replay,
+  SharedTier,
+  Tick,
+} from '../../src/cache/redis-tier.ts'
 import { marker, unpackEntry } from '../../src/cache/entry.ts'
 import { concernedBy, type Invalidation } from '../../src/cache/invalidation-log.ts'
 import type { ChannelListener } from '../../src/redis/subscriber.ts'
@@ -70,6 +78,13 @@ export class ModelTier implements SharedTier {
 
   now(): Promise<Reading['now']> {
     return this.#step(() => this.#reading())
+  }
+
+  getFresh(key: string): Promise<FreshEntry | undefined> {
+    return this.#step(() => {
+      const found = this.#find(key)
+      return found.kind === 'value' && found.leftMs > found.entry.graceMs ? found : undefined
+    })
   }
 
   acquire(key: string): Promise<Reading> {
