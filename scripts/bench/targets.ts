@@ -42,7 +42,7 @@ export const bulkTargets: readonly {
 
 /** How many times as fast as bentocache the cache must be. */
 export const cacheTargets: readonly { readonly work: CacheWork; readonly atLeast: number }[] = [
-  { work: 'a row in memory', atLeast: 25 },
+  { work: 'a row in memory', atLeast: 40 },
   { work: 'a row in memory, at once (peek)', atLeast: 40 },
   { work: 'a page of 20 rows in memory', atLeast: 40 },
   { work: 'a row in Redis, 32 at once', atLeast: 1.5 },

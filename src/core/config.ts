@@ -222,7 +222,7 @@ export interface CacheOptions {
   readonly ttlMs?: number | undefined
   /** The longest time that any value may be given. @default 86400000 (a day), `CACHE_MAX_TTL_MS` */
   readonly maxTtlMs?: number | undefined
-  /** How values become bytes for Redis. Both keep dates, bigints, bytes, maps and sets. @default msgpack, `CACHE_CODEC` */
+  /** How values become bytes for Redis that plain JSON cannot hold: dates, bigints, bytes, maps, sets. @default msgpack, `CACHE_CODEC` */
   readonly codec?: 'json' | 'msgpack' | undefined
   /** What is larger is compressed. @default 4096, `CACHE_COMPRESS_ABOVE_BYTES` */
   readonly compressAboveBytes?: number | false | undefined
