@@ -133,7 +133,8 @@ test('writers that race in writing through never leave an older value, and mostl
       return items.map((item) => item?.version)
     }
     // Others hear of it a moment later.
-    const isRight = async (): Promise<boolean> => (await found()).every((one) => one === undefined || one === version)
+    const isRight = async (): Promise<boolean> =>
+      (await found()).every((seen) => seen === undefined || seen === version)
     await vi.waitUntil(isRight, { interval: 5 })
     if ((await found()).includes(version)) kept += 1
   }
