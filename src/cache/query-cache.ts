@@ -77,11 +77,10 @@ export class QueryCache {
   tagsOfWrite(tables: readonly string[], query?: RootOperationNode): string[] {
     const written = tables.map(tableName)
     const [table] = written
-    const rows =
-      query === undefined || table === undefined || written.length > 1
-        ? anyRows
-        : writtenRows(query, this.#dependencies?.keys.get(table))
     const reached = this.#reached(written, 'writes')
+    const isOne = query !== undefined && table !== undefined && written.length === 1
+    const rows =
+      isOne && !this.#comesBack(table, reached) ? writtenRows(query, this.#dependencies?.keys.get(table)) : anyRows
     return reached.flatMap((name) => tagsOfWritten(name, name === table ? rows : anyRows))
   }
 
@@ -98,6 +97,11 @@ export class QueryCache {
     const tags = [rowTag(table, rows.key), tag('rows', table)]
     // That there is none ends with any row that is new.
     return (found) => (found.length > 0 ? tags : [...tags, tag('absent', table)])
+  }
+
+  /** What is written with it, by cascades for instance, are further rows of the table itself. */
+  #comesBack(table: string, reached: readonly string[]): boolean {
+    return reached.some((name) => this.#dependencies?.writes.get(name)?.has(table))
   }
 
   #reached(tables: readonly string[], by: 'reads' | 'writes'): string[] {

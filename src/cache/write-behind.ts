@@ -128,7 +128,10 @@ export class WriteQueue<T> implements WriteBehind<T> {
   async end(limitMs: number): Promise<void> {
     const late = new DatabaseError('DATABASE_CLOSED', `It was not written within ${limitMs} ms.`)
     await settleWithin(this.close(), limitMs, () => late).catch(() => {
-      if (this.size > 0) this.#giveUp(new Map([...this.#writing, ...this.#waiting]), late)
+      if (this.size === 0) return
+      const lost = new Map([...this.#writing, ...this.#waiting])
+      this.#waiting = new Map()
+      this.#giveUp(lost, late)
     })
   }
 

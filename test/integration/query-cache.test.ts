@@ -14,6 +14,7 @@ interface Tables {
   others: { id: number }
   cheap: { id: number; name: string }
   days: { day: string; n: number }
+  parts: { id: number; whole: number | null }
 }
 
 const schema = `
@@ -322,6 +323,17 @@ describe('a row that is read by its key', () => {
     for (const [name, work] of Object.entries(own)) {
       expect([name, await readAgain(database, 1, work)]).toEqual([name, 1])
     }
+  })
+
+  test('ends with a write to another that cascades to it', async () => {
+    const database = await open({}, { url: await freshDatabaseUrl('empty'), namespace: 'parts' })
+    await database.query(sql`
+      create table parts (id int primary key, whole int references parts on delete cascade on update cascade)`)
+    await database.query(sql`insert into parts values (1, null), (2, 1), (3, 2)`)
+    const part = database.db.selectFrom('parts').selectAll().where('id', '=', 3)
+    expect(await database.cached(part)).toEqual([{ id: 3, whole: 2 }])
+    await database.db.deleteFrom('parts').where('id', '=', 1).execute()
+    expect(await database.cached(part)).toEqual([])
   })
 
   test('that is not there is remembered, until any is new', async () => {
