@@ -345,7 +345,9 @@ export class Loader implements InvalidationTarget {
       const fresh = asked && (await asked)
       // What was ended meanwhile is looked at once more.
       if (fresh && !flight.isDirty && log.holds(key, fresh.entry.clock, fresh.entry.tags)) {
-        flight.give(this.#take(key, fresh.entry, policy, fresh.leftMs, epoch))
+        const value = this.#take(key, fresh.entry, policy, fresh.leftMs, epoch)
+        // What cannot be unpacked is loaded.
+        flight.give(value instanceof Promise ? await value : value)
         return undefined
       }
       for (let pauseMs = firstPollMs; tier.isReady && !log.isBlocked(key, flight.tags); pauseMs *= 2) {
@@ -361,7 +363,8 @@ export class Loader implements InvalidationTarget {
             continue
           }
           if (leftMs > entry.graceMs) {
-            flight.give(this.#take(key, entry, policy, leftMs, epoch))
+            const value = this.#take(key, entry, policy, leftMs, epoch)
+            flight.give(value instanceof Promise ? await value : value)
             return undefined
           }
           flight.stale = { value: this.memory.keep(await this.#codec.decode(entry.encoded)) }

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { Redis } from 'ioredis'
 import { sql } from 'kysely'
 import { describe, expect, inject, onTestFinished, test, vi } from 'vitest'
+import { packEntry } from '../../src/cache/entry.ts'
 import { resolveConfig } from '../../src/core/config.ts'
 import { createDatabase, type Database } from '../../src/index.ts'
 import { RedisClient } from '../../src/redis/client.ts'
@@ -469,6 +470,20 @@ describe('what else is in Redis', () => {
       expect(await b.cache.getOrSet('k', loader('loaded'))).toBe('loaded')
       await vi.waitUntil(async () => (await hand.getBuffer(name))?.includes('loaded') === true)
       await b.cache.delete('k')
+    }
+  })
+
+  test('of an entry that cannot be unpacked is loaded', async () => {
+    const database = await one(inRedis)
+    const hand = new Redis(inject('redisUrl'))
+    onTestFinished(() => hand.disconnect())
+    const namespace = await namespaceOf(database, hand)
+    for (const flags of [1, 2 | 1, 4 | 1, 0]) {
+      const facts = { clock: 9e15, expires: 9e18, graceMs: 0, size: 1, tags: [] }
+      const entry = packEntry(facts, { bytes: Buffer.from([0xc1, 1, 2]), flags })
+      await hand.set(`${namespace}:e:${flags}`, entry)
+      expect(await database.cache.getOrSet(String(flags), loader('loaded'))).toBe('loaded')
+      expect(await database.cache.get(String(flags))).toBeUndefined()
     }
   })
 })
