@@ -998,10 +998,18 @@ class OpenDatabase<DB> implements Database<DB> {
   /** From now on, committed writes end what is cached of their tables. */
   async watchWrites(): Promise<void> {
     await this.#queries.prepare()
+    const outside = this.#engine.callersContext()
+    // A process that only writes has to learn of new tables as well.
+    const learn = (): void => outside(() => void this.#queries.prepare().catch(() => undefined))
     this.#engine.writes = {
-      onWritten: (tables, query) => this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query)),
-      onWrittenIn: (scope, tables, query) =>
-        void this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query), scope as Scope),
+      onWritten: (tables, query) => {
+        learn()
+        return this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query))
+      },
+      onWrittenIn: (scope, tables, query) => {
+        learn()
+        void this.#openCache.invalidateTags(this.#tagsOfWrite(tables, query), scope as Scope)
+      },
     }
   }
 
@@ -1010,6 +1018,7 @@ class OpenDatabase<DB> implements Database<DB> {
     // What they wrote meanwhile is not known.
     const onGap = (): Promise<void> => this.cache.namespace(queryNamespace).clear()
     await this.#notifications.listen(writesChannel, (table) => this.touched(table), { onGap })
+    await onGap()
   }
 
   #tagsOfWrite(tables: readonly string[], query?: RootOperationNode): string[] {

@@ -11,6 +11,8 @@ export interface InvalidationTarget {
   drop(what: Invalidation, clock: number): void
   /** Lets go of everything: it is not known what was invalidated. */
   dropAll(): void
+  /** Makes room for it. */
+  claim(post: Post): Promise<void>
   /** Puts a value there that was reserved; false where it has lost that right. */
   place(post: Post, invalidatedAt: number): Promise<boolean>
 }
@@ -129,6 +131,7 @@ export class Invalidations implements ChannelListener {
     this.#target.drop(what, Number.POSITIVE_INFINITY)
     if (this.#tier === undefined) return this.#endHere(what, posts)
     this.log.block(what)
+    if (posts.length > 0) await Promise.all(posts.map((post) => this.#target.claim(post)))
     let tick: Tick
     try {
       const isPlain = owner === undefined && posts.length === 0
@@ -347,6 +350,6 @@ function settingsOf(owner: string | undefined, posts: readonly Post[]): Invalida
   return { owner, kept, checks }
 }
 
-function sizeOf({ keys, tags, patterns }: Invalidation): number {
-  return keys.length + tags.length + patterns.length
+function sizeOf({ keys, tags, patterns, all = false }: Invalidation): number {
+  return keys.length + tags.length + patterns.length + (all ? 1 : 0)
 }

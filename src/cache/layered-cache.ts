@@ -162,9 +162,11 @@ export class LayeredCache implements Cache {
   }
 
   getOrSet<T>(key: string, load: () => Promise<T> | T, options?: CacheEntryOptions<T>): Promise<T> {
+    // Refused as everywhere.
+    if (typeof key !== 'string') return this.get<T>(key) as Promise<never>
     const name = this.#prefix + key
     const transaction = this.#parts.transaction()
-    if (transaction !== undefined) return this.#readInside(this.#nameOf(key), load, transaction)
+    if (transaction !== undefined) return this.#readInside(key, load, transaction)
     const { loader } = this.#parts
     const entry = loader.hit(name)
     if (entry !== undefined) {
@@ -240,7 +242,8 @@ export class LayeredCache implements Cache {
   }
 
   /** What is loaded in a transaction is for nobody else. */
-  async #readInside<T>(name: string, load: () => Promise<T> | T, transaction: SurroundingTransaction): Promise<T> {
+  async #readInside<T>(key: string, load: () => Promise<T> | T, transaction: SurroundingTransaction): Promise<T> {
+    const name = this.#nameOf(key)
     const found = transaction.bypassesCache ? undefined : await this.#find(name)
     return found === undefined ? load() : (found.value as T)
   }
@@ -271,8 +274,8 @@ export class LayeredCache implements Cache {
       loadTimeoutMs: limit(options?.loadTimeoutMs, 'loadTimeoutMs', maxTtlMs) ?? false,
       tags:
         typeof tags === 'function'
-          ? (value) => tags(value).map((tag) => this.#nameOf(tag))
-          : tags.map((tag) => this.#nameOf(tag)),
+          ? (value) => listed(tags(value)).map((tag) => this.#nameOf(tag))
+          : listed(tags).map((tag) => this.#nameOf(tag)),
       usesMemory: options?.memory ?? true,
     }
   }
@@ -299,6 +302,11 @@ function checked(name: unknown, what: string): string {
     'INVALID_ARGUMENT',
     `${what} of the cache ${problem}. Give text of 1 to ${maxNameBytes} bytes; of a longer one its hash.`,
   )
+}
+
+function listed(tags: readonly string[]): readonly string[] {
+  if (Array.isArray(tags)) return tags
+  throw new DatabaseError('INVALID_ARGUMENT', `tags of the cache are of type ${typeof tags}. Give a list of texts.`)
 }
 
 function time(value: number | undefined, name: string, mostMs: number): number | undefined {

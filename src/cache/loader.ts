@@ -39,7 +39,10 @@ export interface LoaderSettings {
 interface Flight {
   readonly promise: Promise<unknown>
   give(value: unknown): void
+  /** What its value will be made of, as far as that is known before. */
   readonly tags: readonly string[]
+  /** Its tags come with its value: any tag that is ended may be one of them. */
+  readonly mayHaveAnyTag: boolean
   /** By the clock of the invalidations, since when it is loaded. */
   clock?: number
   /** What others wait for. */
@@ -61,6 +64,8 @@ interface Right {
 
 interface Stale {
   readonly value: unknown
+  readonly clock: number
+  readonly tags: readonly string[]
 }
 
 const noTags: readonly string[] = []
@@ -181,6 +186,21 @@ export class Loader implements InvalidationTarget {
     }
   }
 
+  /**
+   * After the commit, and before it is told: the entry that was there makes room for a lease, so that nobody who hears of it finds what
+   * was before.
+   */
+  async claim(post: Post): Promise<void> {
+    const { key, expected } = post
+    if (this.#tier === undefined || expected?.startsWith('V') !== true) return
+    try {
+      post.expected = await this.#tier.claim(key, expected)
+    } catch {
+      post.expected = undefined
+      this.#counts.redisFailures += 1
+    }
+  }
+
   /** Gives up what was reserved. */
   async release({ key, expected }: Post): Promise<void> {
     // An entry that is there goes on to hold.
@@ -217,6 +237,8 @@ export class Loader implements InvalidationTarget {
       // What is not loaded yet will be what it is now.
       if (flight.clock === undefined || flight.clock > clock) continue
       if (concerns(key) || what.tags.some((tag) => flight.tags.includes(tag))) this.#detach(key, flight)
+      // Whether it is kept is seen when its tags are known; who asks from now on does not join it.
+      else if (flight.mayHaveAnyTag && what.tags.length > 0) this.#leave(key, flight)
     }
   }
 
@@ -261,7 +283,8 @@ export class Loader implements InvalidationTarget {
     const flight: Flight = {
       promise,
       give: resolve,
-      tags: Array.isArray(policy.tags) ? (policy.tags as string[]) : noTags,
+      tags: typeof policy.tags === 'function' ? noTags : policy.tags,
+      mayHaveAnyTag: typeof policy.tags === 'function',
       isDirty: false,
     }
     this.#flights.set(key, flight)
@@ -367,7 +390,8 @@ export class Loader implements InvalidationTarget {
             flight.give(value instanceof Promise ? await value : value)
             return undefined
           }
-          flight.stale = { value: this.memory.keep(await this.#codec.decode(entry.encoded)) }
+          const { clock, tags } = entry
+          flight.stale = { value: this.memory.keep(await this.#codec.decode(entry.encoded)), clock, tags }
           const isFirst = await tier.lock(key, this.#settings.leaseMs)
           if (policy.whileRevalidate || !isFirst) {
             flight.give(this.#countStale(flight.stale))
@@ -542,7 +566,9 @@ export class Loader implements InvalidationTarget {
   #staleOf(key: string, flight: Flight): Stale | undefined {
     if (flight.isDirty) return undefined
     const entry = this.inMemory(key)
-    return entry !== undefined && entry.staleUntil > performance.now() ? entry : flight.stale
+    if (entry !== undefined && entry.staleUntil > performance.now()) return entry
+    const { stale } = flight
+    return stale && this.#invalidations.log.holds(key, stale.clock, stale.tags) ? stale : undefined
   }
 
   #countStale({ value }: Stale): unknown {

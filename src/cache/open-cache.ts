@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CacheSettings } from '../core/config.ts'
+import { databaseClosed } from '../core/errors.ts'
 import type { Scope, Transactions } from '../postgres/transaction.ts'
 import type { RedisClient } from '../redis/client.ts'
 import type { RedisSubscriber } from '../redis/subscriber.ts'
@@ -86,14 +87,17 @@ export function openCache(
   }
   const transact = <T>(work: () => Promise<T>): Promise<T> => transactions.run(work)
   const queues = new Set<Pick<WriteQueue<unknown>, 'end'>>()
+  let hasEnded = false
   const writeBehind = <T>(options: WriteBehindOptions<T>): WriteBehind<T> => {
+    if (hasEnded) throw databaseClosed()
     const outside = transactions.context()
     const queue = new WriteQueue(options, {
       transact: (work) => outside(() => transactions.run(work)),
-      afterCommit(work) {
+      afterCommit(work, ifUnknown) {
         const { current } = transactions
-        if (current === undefined) work()
-        else current.addHook('commit', work)
+        if (current === undefined) return work()
+        current.addHook('commit', work)
+        current.addHook('unknown', ifUnknown)
       },
       warn: (message) => observer.warn(message),
       onClose: () => queues.delete(queue),
@@ -111,6 +115,7 @@ export function openCache(
       else bufferOf(scope).invalidate(what)
     },
     async endWrites(limitMs) {
+      hasEnded = true
       await Promise.all([...queues].map((queue) => queue.end(limitMs)))
     },
     async close(limitMs) {
@@ -235,16 +240,19 @@ class CommitGroup {
       await this.#endHolds()
       return
     }
-    // Of two for the same key, the savepoint's is not known to be the later one.
-    const posts = isCommitted ? this.#posts.filter(({ key }, index, all) => isOnlyOne(key, index, all)) : []
+    const posts = isCommitted ? this.#buffers.flatMap((buffer) => this.#untouched(buffer)) : []
     await this.#invalidations.invalidate(mergedOf(this.#buffers.map(({ what }) => what)), { posts })
+  }
+
+  /** Which of the values nothing else in the transaction has ended: which came first is not known of two savepoints. */
+  #untouched(buffer: TransactionBuffer): readonly Post[] {
+    const others = this.#buffers.filter((other) => other !== buffer).map(({ what }) => what)
+    const isEnded = (post: Post): boolean =>
+      others.some((what) => concernedBy(what)(post.key) || post.tags.some((tag) => what.tags.includes(tag)))
+    return buffer.posts.filter((post) => !isEnded(post))
   }
 
   async #endHolds(): Promise<void> {
     await Promise.all(this.#holds.map(({ what, owner }) => this.#invalidations.invalidate(what, { owner })))
   }
-}
-
-function isOnlyOne(key: string, at: number, posts: readonly Post[]): boolean {
-  return posts.every((other, index) => index === at || other.key !== key)
 }

@@ -138,7 +138,7 @@ const relationName = (oid: string): string => `(
   from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = ${oid})`
 
 // Foreign keys with actions, partitions and inheritance, what views are made of, and primary keys of one column of which equal
-// values are written alike.
+// values are written alike; but not of tables with triggers behind a write, which may write other rows.
 const askDependencies = `
   select 'write' as kind, ${relationName('confrelid')} as one, ${relationName('conrelid')} as other, '' as type
   from pg_constraint where contype = 'f' and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd'))
@@ -155,6 +155,9 @@ const askDependencies = `
   left join pg_collation l on l.oid = a.attcollation
   where k.contype = 'p' and cardinality(k.conkey) = 1 and coalesce(l.collisdeterministic, true)
     and t.typname in ('int2', 'int4', 'int8', 'uuid', 'text', 'varchar')
+    and not exists (
+      select from pg_trigger g
+      where g.tgrelid = k.conrelid and not g.tgisinternal and g.tgtype & 2 = 0 and g.tgname <> 'kanta_written')
   union
   select kind, ${relationName('r.ev_class')}, ${relationName('d.refobjid')}, ''
   from pg_rewrite r

@@ -364,6 +364,13 @@ export class RedisTier {
     return String(expected) || undefined
   }
 
+  /** Puts a lease in the place of an entry, and gives it; nothing when that is no longer there. */
+  async claim(key: string, header: string): Promise<string | undefined> {
+    const lease = this.#nextLease()
+    const isDone = await this.#swapping.add({ key, expected: header, entry: lease, lifeMs: this.#leaseMs })
+    return isDone ? lease : undefined
+  }
+
   /** Takes what may be done by one only; false when another has it. */
   async lock(key: string, holdMs: number): Promise<boolean> {
     return (await this.#client.call('set', this.#locks + key, '', 'PX', whole(holdMs), 'NX')) !== null

@@ -1,4 +1,12 @@
-import { AndNode, BinaryOperationNode, type OperationNode, OperatorNode, type RootOperationNode } from 'kysely'
+import {
+  AliasNode,
+  AndNode,
+  BinaryOperationNode,
+  type OperationNode,
+  OperatorNode,
+  type RootOperationNode,
+  TableNode,
+} from 'kysely'
 
 /** The one column of a table's primary key, and how its values are written down. */
 export interface PrimaryKey {
@@ -20,7 +28,7 @@ const any: Rows = { kind: 'any' }
 export function readRows(query: RootOperationNode, primaryKey: PrimaryKey | undefined): Rows {
   if (query.kind !== 'SelectQueryNode' || primaryKey === undefined) return any
   const { kind: _, from, joins, where, with: ctes, setOperations, ...rest } = query
-  if (from?.froms.length !== 1 || joins || ctes || setOperations || where === undefined) return any
+  if (joins || ctes || setOperations || where === undefined || !isOneTable(from?.froms)) return any
   // What else it says must not look at other rows.
   if (!isPlain(rest) || !isPlain(where)) return any
   return keyIn(where.where, primaryKey)
@@ -38,11 +46,18 @@ export function writtenRows(query: RootOperationNode, primaryKey: PrimaryKey | u
     }
     case 'DeleteQueryNode': {
       const isOther = query.with || query.using || query.joins || primaryKey === undefined || query.where === undefined
-      return isOther || query.from.froms.length !== 1 ? any : keyIn(query.where.where, primaryKey)
+      return isOther || !isOneTable(query.from.froms) ? any : keyIn(query.where.where, primaryKey)
     }
     default:
       return any
   }
+}
+
+/** And not what another query gives, whose columns may have the same names. */
+function isOneTable(froms: readonly OperationNode[] | undefined): boolean {
+  const [from, second] = froms ?? []
+  if (from === undefined || second !== undefined) return false
+  return TableNode.is(from) || (AliasNode.is(from) && TableNode.is(from.node))
 }
 
 /** A condition that holds for one key only, however else it is narrowed. */
@@ -100,7 +115,14 @@ function unwrapped(node: OperationNode): OperationNode {
   return isBare ? unwrapped(parameters[0] as OperationNode) : node
 }
 
-const otherwise: ReadonlySet<string> = new Set(['FunctionNode', 'JSONPathNode', 'RawNode', 'SelectQueryNode'])
+// Of an aggregate there is a row even where there is none to read.
+const otherwise: ReadonlySet<string> = new Set([
+  'AggregateFunctionNode',
+  'FunctionNode',
+  'JSONPathNode',
+  'RawNode',
+  'SelectQueryNode',
+])
 
 /** It has no query in it, no function and no SQL by hand, which could look anywhere. */
 function isPlain(node: unknown): boolean {

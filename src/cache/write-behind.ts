@@ -1,5 +1,5 @@
 import { settleWithin } from '../core/deadline.ts'
-import { databaseClosed, DatabaseError, isDatabaseError } from '../core/errors.ts'
+import { databaseClosed, DatabaseError, type ErrorCode, isDatabaseError } from '../core/errors.ts'
 
 /** How values are written behind. Times are milliseconds. */
 export interface WriteBehindOptions<T> {
@@ -49,8 +49,8 @@ export interface WriteBehind<T> extends AsyncDisposable {
 export interface WriteBehindPlace {
   /** Runs work in a transaction, outside any other. */
   transact<T>(work: () => Promise<T>): Promise<T>
-  /** Runs work when the present transaction is committed, or now. */
-  afterCommit(work: () => void): void
+  /** Runs work when the present transaction is committed, or now; the other when nobody can tell whether it was. */
+  afterCommit(work: () => void, ifUnknown: () => void): void
   warn(message: string): void
   onClose(queue: object): void
 }
@@ -71,15 +71,23 @@ export class WriteQueue<T> implements WriteBehind<T> {
   #timer: NodeJS.Timeout | undefined
   #work: Promise<void> | undefined
   #failures = 0
-  #isClosed = false
+  #closing: Promise<void> | undefined
+  /** What cannot be written now never can. */
+  #hasEnded = false
 
   constructor(options: WriteBehindOptions<T>, place: WriteBehindPlace) {
+    if (typeof options.write !== 'function') {
+      throw new DatabaseError(
+        'INVALID_ARGUMENT',
+        'write of writing behind is no function. Give one that writes the values.',
+      )
+    }
     this.#place = place
     this.#options = options
     this.#merge = options.merge ?? ((_, newer) => newer)
-    this.#intervalMs = positive(options.intervalMs, 'intervalMs', 0) ?? 1_000
-    this.#maxKeys = positive(options.maxKeys, 'maxKeys', 1) ?? 10_000
-    this.#batchSize = positive(options.batchSize, 'batchSize', 1) ?? 1_000
+    this.#intervalMs = milliseconds(options.intervalMs) ?? 1_000
+    this.#maxKeys = count(options.maxKeys, 'maxKeys') ?? 10_000
+    this.#batchSize = count(options.batchSize, 'batchSize') ?? 1_000
   }
 
   get size(): number {
@@ -87,15 +95,19 @@ export class WriteQueue<T> implements WriteBehind<T> {
   }
 
   add(key: string, value: T): void {
-    if (this.#isClosed) throw databaseClosed()
+    if (this.#closing) throw databaseClosed()
     const isNew = !this.#waiting.has(key) && !this.#writing.has(key)
     if (isNew && this.#waiting.size + this.#writing.size >= this.#maxKeys) throw full(this.#maxKeys)
-    this.#place.afterCommit(() => {
-      // The transaction has ended later than this.
-      if (this.#isClosed) return this.#giveUp(new Map([[key, value]]), databaseClosed())
+    const late = (): void => this.#giveUp(new Map([[key, value]]), databaseClosed())
+    const put = (): void => {
       this.#put(key, value)
       this.#writeLater()
-    })
+    }
+    // The transaction may end later than this.
+    const whenDone = (): void => (this.#closing ? late() : put())
+    this.#place.afterCommit(whenDone, () =>
+      this.#options.idempotent === true ? whenDone() : this.#giveUp(new Map([[key, value]]), unknownOutcome()),
+    )
   }
 
   pending(key: string): T | undefined {
@@ -110,9 +122,14 @@ export class WriteQueue<T> implements WriteBehind<T> {
     await this.#writeAll()
   }
 
-  async close(): Promise<void> {
-    if (this.#isClosed) return
-    this.#isClosed = true
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    // Whatever is added from now on is refused.
+    await Promise.resolve()
     try {
       await this.flush()
     } catch (error) {
@@ -128,10 +145,9 @@ export class WriteQueue<T> implements WriteBehind<T> {
   async end(limitMs: number): Promise<void> {
     const late = new DatabaseError('DATABASE_CLOSED', `It was not written within ${limitMs} ms.`)
     await settleWithin(this.close(), limitMs, () => late).catch(() => {
-      if (this.size === 0) return
-      const lost = new Map([...this.#writing, ...this.#waiting])
-      this.#waiting = new Map()
-      this.#giveUp(lost, late)
+      // What is being written goes on, as long as the database lets it, and is given up when that fails.
+      this.#hasEnded = true
+      if (this.#waiting.size > 0) this.#giveUp(this.#waiting, late)
     })
   }
 
@@ -156,7 +172,7 @@ export class WriteQueue<T> implements WriteBehind<T> {
     this.#timer = undefined
     this.#work ??= this.#writeBatches().finally(() => {
       this.#work = undefined
-      if (!this.#isClosed) this.#writeLater()
+      if (!this.#closing) this.#writeLater()
     })
     return this.#work
   }
@@ -172,6 +188,7 @@ export class WriteQueue<T> implements WriteBehind<T> {
         this.#failures = 0
       } catch (error) {
         this.#failures += 1
+        if (this.#hasEnded && this.#waiting.size > 0) this.#giveUp(this.#waiting, error)
         if (this.#failures === 1)
           this.#place.warn(`what is written behind waits, since it could not be written: ${told(error)}`)
         throw error
@@ -231,9 +248,11 @@ export class WriteQueue<T> implements WriteBehind<T> {
   }
 }
 
-/** The server takes statements and refuses these values. */
+const refusals: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['INVALID_ARGUMENT', 'INVALID_DATA'])
+
+/** The server takes statements, and it or kanta refuses these values. */
 function isAboutValues(error: unknown): boolean {
-  return isDatabaseError(error) && (error.code.endsWith('_VIOLATION') || error.code === 'INVALID_DATA')
+  return isDatabaseError(error) && (error.code.endsWith('_VIOLATION') || refusals.has(error.code))
 }
 
 function told(error: unknown): string {
@@ -247,10 +266,24 @@ function full(maxKeys: number): DatabaseError {
   )
 }
 
-function positive(value: number | undefined, name: string, least: number): number | undefined {
-  if (value === undefined || (Number.isFinite(value) && value >= least)) return value
+function unknownOutcome(): DatabaseError {
+  return new DatabaseError('COMMIT_OUTCOME_UNKNOWN', 'Nobody can tell whether the transaction around it was committed.')
+}
+
+function count(value: number | undefined, name: string): number | undefined {
+  if (value === undefined || (Number.isSafeInteger(value) && value >= 1)) return value
   throw new DatabaseError(
     'INVALID_ARGUMENT',
-    `${name} of writing behind is ${String(value)}. Give a number from ${least}.`,
+    `${name} of writing behind is ${String(value)}. Give a whole number from 1.`,
+  )
+}
+
+const longestTimerMs = 2_147_483_647
+
+function milliseconds(value: number | undefined): number | undefined {
+  if (value === undefined || (Number.isFinite(value) && value >= 1 && value <= longestTimerMs)) return value
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `intervalMs of writing behind is ${String(value)}. Give milliseconds from 1 to ${longestTimerMs}.`,
   )
 }

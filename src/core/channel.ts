@@ -130,5 +130,5 @@ function problemOfName(name: unknown): string | undefined {
   if (name === '') return 'must not be empty'
   if (name.includes('\0')) return 'must not hold a NUL character'
   const size = Buffer.byteLength(name)
-  return size > maxNameBytes ? `has ${size} bytes, which PostgreSQL would cut: ${name.slice(0, 63)}…` : undefined
+  return size > maxNameBytes ? `has ${size} bytes, more than PostgreSQL takes: ${name.slice(0, 63)}…` : undefined
 }

@@ -325,6 +325,51 @@ describe('a row that is read by its key', () => {
     }
   })
 
+  test('is not shared with those who ask for it after a write', async () => {
+    for (const isShared of [false, true]) {
+      const namespace = `test-${randomBytes(6).toString('hex')}`
+      const database = await open({ isShared }, { url: await freshDatabaseUrl('empty'), namespace })
+      await database.query(sql.raw(schema))
+      const read = new Promise<void>((resolve) => database.events.on('query', () => resolve()))
+      // Its answer is there, and its value comes later.
+      const gate = Promise.withResolvers<void>()
+      const query = row(database, 1)
+      const held = { compile: () => query.compile() }
+      const slow = database.cache.namespace('x').getOrSet(
+        'row',
+        async () => {
+          const rows = await database.query(held)
+          await gate.promise
+          return rows
+        },
+        { tags: () => ['of the row'] },
+      )
+      await read
+      await database.db.updateTable('products').set({ price: 99 }).where('id', '=', 1).execute()
+      await database.cache.namespace('x').invalidate({ tags: ['of the row'] })
+      const after = database.cache
+        .namespace('x')
+        .getOrSet('row', () => database.query(query), { tags: () => ['of the row'] })
+      gate.resolve()
+      expect((await slow)[0]?.price).toBe(1)
+      expect((await after)[0]?.price).toBe(99)
+    }
+  })
+
+  test('ends with a trigger that writes other rows', async () => {
+    const database = await open({}, { url: await freshDatabaseUrl('empty'), namespace: 'triggered' })
+    await database.query(sql.raw(schema))
+    await database.query(sql`create function raise_others() returns trigger language plpgsql as $$ begin
+      if pg_trigger_depth() = 1 then update products set price = new.price where id <> new.id; end if; return null; end $$`)
+    await database.query(
+      sql`create trigger others after update on products for each row execute function raise_others()`,
+    )
+    const { db } = database
+    expect(
+      await readAgain(database, 2, () => db.updateTable('products').set({ price: 7 }).where('id', '=', 1).execute()),
+    ).toBe(1)
+  })
+
   test('ends with a write to another that cascades to it', async () => {
     const database = await open({}, { url: await freshDatabaseUrl('empty'), namespace: 'parts' })
     await database.query(sql`
@@ -362,6 +407,20 @@ describe('a row that is read by its key', () => {
         .where('products.id', '=', 1),
       view: db.selectFrom('cheap').selectAll().where('id', '=', 1),
       list: db.selectFrom('products').selectAll().where('id', '>', 0),
+      aggregate: db
+        .selectFrom('products')
+        .select((eb) => eb.fn.countAll().as('n'))
+        .where('id', '=', 1),
+      'derived table': db
+        .selectFrom(
+          db
+            .selectFrom('products')
+            .select((eb) => ['shop_id as id', eb.fn.countAll().as('n')])
+            .groupBy('shop_id')
+            .as('t'),
+        )
+        .selectAll()
+        .where('t.id', '=', 1),
     }
     for (const [name, query] of Object.entries(queries)) {
       const read = (): Promise<unknown> => database.cached(query)

@@ -85,6 +85,30 @@ describe.each(Object.entries(kinds))('writing through, with %s', (_, setting) =>
     expect(await cache.get('item:1')).toEqual(await stored(database))
   })
 
+  test('does not keep what was ended later in the same transaction, wherever that was', async () => {
+    const database = await one(setting)
+    const { cache } = database
+    const ends = [
+      () => cache.invalidate({ keys: ['item:1'] }),
+      () => cache.invalidate({ tags: ['items'] }),
+      () => database.transaction(() => cache.delete('item:1')),
+    ]
+    for (const end of ends) {
+      await database.transaction(async () => {
+        await writeVersion(database)
+        await bump(database)
+        await end()
+      })
+      expect(await cache.get('item:1')).toBeUndefined()
+      await database.transaction(async () => {
+        await cache.set('item:1', await bump(database), { tags: ['items'] })
+        await bump(database)
+        await end()
+      })
+      expect(await cache.get('item:1')).toBeUndefined()
+    }
+  })
+
   test('undoes what cannot be kept', async () => {
     const database = await one(setting)
     const write = database.cache.writeThrough('item:1', async () => ({ ...(await bump(database)), format: () => '' }))
@@ -270,6 +294,26 @@ describe('writing behind', () => {
     expect(await database.queryCount(total)).toBe(2 + 19)
   })
 
+  test('closed twice at once is written once and to its end', async () => {
+    const database = await one(kinds['memory alone'])
+    const written: string[] = []
+    const lost: string[] = []
+    const queue = database.cache.writeBehind<number>({
+      batchSize: 1,
+      onLost: (values) => lost.push(...values.keys()),
+      async write(values) {
+        await database.query(sql`select pg_sleep(0.05)`)
+        written.push(...values.keys())
+      },
+    })
+    for (const key of ['a', 'b', 'c']) queue.add(key, 1)
+    await Promise.all([queue.close(), database.close()])
+    expect([written, lost]).toEqual([['a', 'b', 'c'], []])
+    expect(() => database.cache.writeBehind({ write: () => Promise.resolve() })).toThrow(
+      expect.objectContaining({ code: 'DATABASE_CLOSED' }),
+    )
+  })
+
   test('what nobody can tell of is written again only where that does no harm', async () => {
     const database = await one(kinds['memory alone'])
     const unknown = Object.assign(new Error('unknown'), { code: 'COMMIT_OUTCOME_UNKNOWN' })
@@ -303,7 +347,14 @@ describe('writing behind', () => {
     queue.add('a', 2)
     expect(() => queue.add('c', 1)).toThrow(expect.objectContaining({ code: 'CACHE_WRITE_BEHIND_FULL' }))
     await queue.close()
-    for (const options of [{ maxKeys: 0 }, { intervalMs: -1 }, { batchSize: Number.NaN }]) {
+    const wrong = [
+      { maxKeys: 0 },
+      { intervalMs: 0 },
+      { intervalMs: 2 ** 31 },
+      { batchSize: 1.5 },
+      { write: 1 as never },
+    ]
+    for (const options of wrong) {
       expect(() => cache.writeBehind({ write, ...options })).toThrow(
         expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
       )

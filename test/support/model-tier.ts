@@ -129,6 +129,16 @@ export class ModelTier implements SharedTier {
     })
   }
 
+  claim(key: string, header: string): Promise<string | undefined> {
+    this.#leases += 1
+    const lease = marker('L', `${this.#name} ${this.#leases}`)
+    return this.#step(() => {
+      if (!String(this.#redis.get(key)).startsWith(header)) return undefined
+      this.#put(key, lease, this.#leaseUs)
+      return lease
+    })
+  }
+
   lock(key: string, holdMs: number): Promise<boolean> {
     return this.#step(() => {
       if (this.#redis.get(`lock ${key}`) !== undefined) return false
