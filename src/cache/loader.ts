@@ -540,7 +540,8 @@ export class Loader implements InvalidationTarget {
     const { log, isTrusted } = this.#invalidations
     if (!log.holds(key, clock, tags)) return false
     if (isTrusted || tags.length === 0) return true
-    return (this.#tier as SharedTier).latestOf(tags).then((latest) => latest < clock)
+    // Meanwhile something may have been ended here.
+    return (this.#tier as SharedTier).latestOf(tags).then((latest) => latest < clock && log.holds(key, clock, tags))
   }
 
   async #waitFor(flight: Flight, key: string, policy: EntryPolicy): Promise<unknown> {

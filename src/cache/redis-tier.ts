@@ -367,8 +367,8 @@ export class RedisTier {
   /** Puts a lease in the place of an entry, and gives it; nothing when that is no longer there. */
   async claim(key: string, header: string): Promise<string | undefined> {
     const lease = this.#nextLease()
-    const isDone = await this.#swapping.add({ key, expected: header, entry: lease, lifeMs: this.#leaseMs })
-    return isDone ? lease : undefined
+    const isSwapped = await this.#swapping.add({ key, expected: header, entry: lease, lifeMs: this.#leaseMs })
+    return isSwapped ? lease : undefined
   }
 
   /** Takes what may be done by one only; false when another has it. */
