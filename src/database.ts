@@ -613,14 +613,8 @@ async function openRedisAndCache(
       onReady: () => cache?.redisIsBack(),
       onBreaker: (state) => events.emit('breaker', { state, target: config.redis?.description ?? '' }),
     }))
-  const current = {
-    get current() {
-      return transactions.current
-    },
-    run: <T>(work: () => Promise<T>) => transactions.run(work),
-    context: () => engine.callersContext(),
-  }
-  cache = openCache(config.cache, redis, current, {
+  const surroundings = { transactions, context: () => engine.callersContext() }
+  cache = openCache(config.cache, redis, surroundings, {
     warn: (message) => config.logger.warn(message),
     onTrust: () => events.emit('cache', { state: 'trusted' }),
     onGap: (reason) => events.emit('cache', { state: 'distrusted', reason }),

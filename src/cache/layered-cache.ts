@@ -157,7 +157,7 @@ export class LayeredCache implements Cache {
     const name = this.#nameOf(key)
     if (this.#parts.transaction()?.bypassesCache) return undefined
     const { loader } = this.#parts
-    const entry = loader.hit(name)
+    const entry = loader.hit(name, coarseNow())
     return entry && (loader.memory.give(entry.value) as T)
   }
 
@@ -168,9 +168,10 @@ export class LayeredCache implements Cache {
     const transaction = this.#parts.transaction()
     if (transaction !== undefined) return this.#readInside(key, load, transaction)
     const { loader } = this.#parts
-    const entry = loader.hit(name)
+    const now = coarseNow()
+    const entry = loader.hit(name, now)
     if (entry !== undefined) {
-      if (entry.refreshAt <= coarseNow()) loader.refresh(name, load, this.#policyOf(options))
+      if (entry.refreshAt <= now) loader.refresh(name, load, this.#policyOf(options))
       return loader.memory.promise(entry) as Promise<T>
     }
     try {

@@ -126,16 +126,16 @@ export class Loader implements InvalidationTarget {
   }
 
   /** A fresh value in memory, or `undefined`; counts as a hit. */
-  hit(key: string): MemoryEntry | undefined {
+  hit(key: string, now: number): MemoryEntry | undefined {
     const entry = this.inMemory(key)
-    if (entry === undefined || entry.freshUntil <= coarseNow()) return undefined
+    if (entry === undefined || entry.freshUntil <= now) return undefined
     this.#counts.memoryHits += 1
     return entry
   }
 
   /** A value that is there, in memory or Redis, and nothing is loaded. */
   async find(key: string, policy: EntryPolicy): Promise<{ readonly value: unknown } | undefined> {
-    const entry = policy.usesMemory ? this.hit(key) : undefined
+    const entry = policy.usesMemory ? this.hit(key, coarseNow()) : undefined
     if (entry) return { value: this.memory.give(entry.value) }
     const tier = this.#tier
     if (tier?.isReady !== true || this.#invalidations.log.isBlocked(key, [])) return this.#missed()

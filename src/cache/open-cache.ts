@@ -22,7 +22,8 @@ export interface CacheRedis {
 }
 
 /** The transactions with which a cache changes. */
-export interface CacheTransactions extends Pick<Transactions, 'current' | 'run'> {
+export interface CacheTransactions {
+  readonly transactions: Pick<Transactions, 'current' | 'run'>
   /** Runs work later in the context of whoever asks for this, without its transaction. */
   context(): <T>(work: () => T) => T
 }
@@ -49,7 +50,7 @@ export interface OpenCache {
 export function openCache(
   settings: CacheSettings,
   redis: CacheRedis | undefined,
-  transactions: CacheTransactions,
+  { transactions, context }: CacheTransactions,
   observer: CacheObserver,
 ): OpenCache {
   const { leaseMs, maxTtlMs, memory, codec, compressAboveBytes } = settings
@@ -90,7 +91,7 @@ export function openCache(
   let hasEnded = false
   const writeBehind = <T>(options: WriteBehindOptions<T>): WriteBehind<T> => {
     if (hasEnded) throw databaseClosed()
-    const outside = transactions.context()
+    const outside = context()
     const queue = new WriteQueue(options, {
       transact: (work) => outside(() => transactions.run(work)),
       afterCommit(work, ifUnknown) {

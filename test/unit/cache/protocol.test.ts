@@ -132,7 +132,7 @@ class Process {
     // Who hears nothing of others asks Redis, unless somebody here does already.
     const asks = !this.link.isUp && !this.#reading.has(key)
     const atLeast = Math.max(asks ? (this.#store.told.get(key) ?? 0) : 0, this.#known.get(key) ?? 0)
-    const hit = this.loader.hit(key)
+    const hit = this.loader.hit(key, performance.now())
     this.#reading.add(key)
     const value = (hit?.value ?? (await this.loader.load(key, () => this.#load(key), policy))) as Value
     // Its loading may still be on its way to Redis, for others to join.
