@@ -88,7 +88,11 @@ export async function measureCache(rounds: number): Promise<CacheResults> {
   ])[] = [
     ['a row in memory', () => speedOfOurHits(500_000, cache, 'row'), rowOfBento],
     ['a row in memory, at once (peek)', () => Promise.resolve(speedOfPeeks(500_000, cache, 'row')), rowOfBento],
-    ['a page of 20 rows in memory', () => speedOfOurHits(500_000, cache, 'page'), () => speedOfTheirHits(1_000, bento, 'page')],
+    [
+      'a page of 20 rows in memory',
+      () => speedOfOurHits(500_000, cache, 'page'),
+      () => speedOfTheirHits(1_000, bento, 'page'),
+    ],
     ['a row in Redis, 32 at once', (n) => fromRedis(kantaReader.cache, n), (n) => fromRedis(bentoReader, n)],
     ['a miss of a row, loaded and kept, 32 at once', (n) => misses(cache, n), (n) => misses(bento, n)],
   ]
