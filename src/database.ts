@@ -131,6 +131,12 @@ export interface Database<DB> extends AsyncDisposable {
   transaction<T>(work: () => Promise<T>, options?: TransactionOptions): Promise<T>
 
   /**
+   * Stands for the transaction or savepoint that statements of this async context join; `undefined` outside of one. To be compared,
+   * for instance by what collects reads: those of one batch must be of one transaction.
+   */
+  readonly currentTransaction: object | undefined
+
+  /**
    * Calls `hook` once the outermost transaction of this async context is committed; never if it, or the savepoint in
    * which this was called, is rolled back, and only for the attempt that succeeds. Outside a transaction: at once. What
    * it throws is logged and undoes nothing.
@@ -381,7 +387,7 @@ export interface Database<DB> extends AsyncDisposable {
   readonly cache: Cache
 
   /**
-   * The rows of a query that only reads, from the cache: they end with the next committed write, through kanta, to a table that the
+   * The rows of a query that only reads, from the cache, or else from running it, or from `load`: they end with the next committed write, through kanta, to a table that the
    * query reads, in every process that shares the cache; with cascades of foreign keys, partitions and views thought of. The rows
    * are those of {@link cache}: frozen unless configured otherwise. Inside a transaction as `cache.getOrSet`.
    *
@@ -399,7 +405,7 @@ export interface Database<DB> extends AsyncDisposable {
    * console.log(await database.cached(newest, { ttlMs: 30_000 }))
    * ```
    */
-  cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>): Promise<Row[]>
+  cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>, load?: () => Promise<Row[]>): Promise<Row[]>
   /**
    * Ends what {@link cached} has of these tables, as a write to them does: for writes past kanta. In a transaction with its
    * commit.
@@ -805,6 +811,10 @@ class OpenDatabase<DB> implements Database<DB> {
     )
   }
 
+  get currentTransaction(): object | undefined {
+    return this.#transactions.current
+  }
+
   transaction<T>(work: () => Promise<T>, options?: TransactionOptions): Promise<T> {
     // oxlint-disable-next-line typescript/unbound-method -- it is only compared with frames of the stack
     const origin = callSiteAbove(this.transaction)
@@ -972,7 +982,7 @@ class OpenDatabase<DB> implements Database<DB> {
     return new CopyReaderStream(reader, onProgress)
   }
 
-  async cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>): Promise<Row[]> {
+  async cached<Row>(query: Runnable<Row>, options?: CachedOptions<Row>, load?: () => Promise<Row[]>): Promise<Row[]> {
     if (!this.#config.cache.queries) {
       throw new DatabaseError(
         'INVALID_ARGUMENT',
@@ -981,7 +991,8 @@ class OpenDatabase<DB> implements Database<DB> {
     }
     if (this.#engine.writes === undefined) await this.watchWrites()
     const compiled = this.#compile(query)
-    return this.#queries.read(compiled, async () => (await this.#run<Row>(compiled, undefined)).rows, options)
+    const run = load ?? (async () => (await this.#run<Row>(compiled, undefined)).rows)
+    return this.#queries.read(compiled, run, options)
   }
 
   async touched(...tables: string[]): Promise<void> {

@@ -79,6 +79,7 @@ export type {
 // Errors
 export {
   ConfigError,
+  ConflictError,
   ConnectionError,
   ConstraintViolationError,
   DatabaseError,
@@ -89,17 +90,38 @@ export {
   NotFoundError,
   TimeoutError,
   TransactionError,
+  ValidationError,
 } from './core/errors.ts'
-export type { ConfigProblem, ConnectionErrorCode, ErrorAdvice, ErrorCode, RetryScope } from './core/errors.ts'
+export type {
+  ConfigProblem,
+  ConnectionErrorCode,
+  ErrorAdvice,
+  ErrorCode,
+  RetryScope,
+  ValidationIssue,
+} from './core/errors.ts'
 
 // Repositories
+export {
+  type Comparison,
+  op,
+  type Comparable,
+  type Conditions,
+  type Operators,
+  type OrderDirection,
+  type Where,
+} from './repository/conditions.ts'
+export type { ColumnMap, PropertyColumns, PropertyMapping, SameColumns } from './repository/row-map.ts'
 export { Repository } from './repository/repository.ts'
 export type {
-  ColumnMap,
   FindOptions,
+  FindPartOptions,
+  IdOf,
+  LoadOptions,
   QuerySource,
+  RefOf,
   RepositoryCacheOptions,
   RepositoryDefinition,
-  SameColumns,
-  Where,
+  UpsertOptions,
 } from './repository/repository.ts'
+export type { StandardSchema } from './repository/validation.ts'

@@ -248,6 +248,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
   ),
 
   NOT_FOUND: entry('', 'The row that had to be there is not.', 'Check the key, or use find… where absence is normal.'),
+  VERSION_CONFLICT: entry(
+    '',
+    'The row was changed by somebody else since it was read.',
+    'Read it again, and decide with what it is now.',
+  ),
+  VALIDATION_FAILED: entry(
+    '',
+    'Values are not what the schema of the repository asks for.',
+    'Correct what `issues` names.',
+  ),
   INVALID_ARGUMENT: entry(
     '',
     'A call was given something it cannot work with.',
@@ -358,6 +368,8 @@ export type ErrorCode =
   | 'SYSTEM_ERROR'
   | 'INTERNAL_ERROR'
   | 'NOT_FOUND'
+  | 'VERSION_CONFLICT'
+  | 'VALIDATION_FAILED'
   | 'INVALID_ARGUMENT'
   | 'NOTIFICATION_TOO_LARGE'
   | 'NOTIFICATIONS_UNAVAILABLE'
@@ -547,6 +559,45 @@ export class NotFoundError extends DatabaseError {
 
   constructor(message: string, init: DatabaseErrorInit = {}) {
     super('NOT_FOUND', message, init)
+  }
+}
+
+/** The row has another version than it had when it was read: somebody else has changed it. */
+export class ConflictError extends DatabaseError {
+  override readonly code = 'VERSION_CONFLICT'
+  /** The one that was read. */
+  readonly expectedVersion: number
+  /** The one that the row has now. */
+  readonly actualVersion: number
+
+  constructor(message: string, init: DatabaseErrorInit & { expectedVersion: number; actualVersion: number }) {
+    super('VERSION_CONFLICT', message, init)
+    this.expectedVersion = init.expectedVersion
+    this.actualVersion = init.actualVersion
+  }
+
+  override toJSON(): Record<string, unknown> {
+    const { expectedVersion, actualVersion } = this
+    return { ...super.toJSON(), expectedVersion, actualVersion }
+  }
+}
+
+/** One thing that is wrong with given values, as the schema tells it. */
+export interface ValidationIssue {
+  /** Which property, for instance `address.city`; empty for the whole. */
+  readonly path: string
+  /** In the words of the schema, which may quote a value: it is not part of the error's message. */
+  readonly message: string
+}
+
+/** Values that a schema refuses. `issues` has everything that is wrong. */
+export class ValidationError extends DatabaseError {
+  override readonly code = 'VALIDATION_FAILED'
+  readonly issues: readonly ValidationIssue[]
+
+  constructor(message: string, init: DatabaseErrorInit & { issues: readonly ValidationIssue[] }) {
+    super('VALIDATION_FAILED', message, init)
+    this.issues = init.issues
   }
 }
 

@@ -40,7 +40,8 @@ export class ProductRepository
     super(database, {
       table: 'products',
       columns: productColumns,
-      onUpdate: (product) => ({ updated_at: sql<Date>`now()`, version: product('products.version', '+', 1) }),
+      version: 'version',
+      updatedAt: 'updatedAt',
     })
   }
 

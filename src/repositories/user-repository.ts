@@ -42,7 +42,9 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
     super(database, {
       table: 'users',
       columns: userColumns,
-      onUpdate: (user) => ({ updated_at: sql<Date>`now()`, version: user('users.version', '+', 1) }),
+      version: 'version',
+      updatedAt: 'updatedAt',
+      deletedAt: 'deletedAt',
     })
     this.passwords = dependencies.passwordHasher ?? scryptPasswordHasher()
   }

@@ -1,141 +1,149 @@
 import {
-  type AliasedExpression,
   type CompiledQuery,
   type Expression,
-  type ExpressionBuilder,
-  type InsertType,
   type Kysely,
+  type RawBuilder,
   type SelectQueryBuilder,
-  type SelectType,
   type Selectable,
   type SqlBool,
   type Transaction,
-  type UpdateObject,
-  type UpdateType,
   expressionBuilder,
   sql,
 } from 'kysely'
 import type { CacheEntryOptions } from '../core/cache-options.ts'
-import { DatabaseError, NotFoundError } from '../core/errors.ts'
+import { ConflictError, DatabaseError, NotFoundError } from '../core/errors.ts'
+import { Batches } from './batches.ts'
+import { type Conditions, matches, type OrderDirection, orderOf, type Where } from './conditions.ts'
+import {
+  type ColumnMap,
+  type EntityColumn,
+  entries,
+  type Fitting,
+  type NewValues,
+  type Patch,
+  type PropertyColumns,
+  quoted,
+  RowMap,
+  type SameColumns,
+} from './row-map.ts'
+import { type StandardSchema, validated } from './validation.ts'
 
-/** What a repository needs of a database: its Kysely. `createDatabase()` gives one, so does `{ db: anyKysely }`. */
+/**
+ * What a repository needs of a database: its Kysely. `createDatabase()` gives all of it, so that reads are prepared and cached and many
+ * rows are written as arrays; `{ db: anyKysely }` is enough for the rest.
+ */
 export interface QuerySource<DB> {
   readonly db: Kysely<DB>
-  /** Only for repositories that are cached. */
-  cached?<Row>(query: { compile(): CompiledQuery<Row> }, options?: RepositoryCacheOptions): Promise<Row[]>
+  /** Stands for the transaction of the async context. */
+  readonly currentTransaction?: object | undefined
+  transaction?<T>(work: () => Promise<T>): Promise<T>
+  prepare?(build: (parameter: (name: never) => Expression<never>) => Compilable): (values: object) => Promise<unknown[]>
+  cached?<Row>(
+    query: { compile(): CompiledQuery<Row> },
+    options?: RepositoryCacheOptions,
+    load?: () => Promise<Row[]>,
+  ): Promise<Row[]>
+  insertMany?(
+    table: keyof DB & string,
+    rows: readonly never[],
+    options?: { readonly returning?: readonly never[] },
+  ): Promise<{ readonly rows: readonly object[] }>
+}
+
+interface Compilable {
+  compile(): CompiledQuery<never>
 }
 
 /** How a {@link Repository} caches what it reads by key; see {@link CacheEntryOptions}. Times are milliseconds. */
 export type RepositoryCacheOptions = Omit<CacheEntryOptions, 'tags'>
 
-/**
- * The column that holds each property of an entity. It has to name every property, and each column must exist and
- * be of the property's type, so that a renamed, dropped or retyped column stops compiling here.
- *
- * @example
- * ```ts
- * import type { ColumnMap } from 'kanta'
- * import type { DB } from './generated/schema.ts'
- *
- * interface Category { readonly id: string; readonly createdAt: Date }
- *
- * const categoryColumns = { id: 'id', createdAt: 'created_at' } as const satisfies ColumnMap<DB, 'categories', Category>
- * ```
- */
-export type ColumnMap<DB, Table extends keyof DB, Entity> = {
-  readonly [Property in keyof Entity & string]-?: ColumnHolding<DB[Table], Entity[Property]>
-}
-
-// Asked for the map that would fit, the compiler names the property that does not; asked for both at once, only `never`.
-type Fitting<Columns, Wanted> = Columns extends Wanted ? Columns : Wanted
-
-type ColumnHolding<Row, Value> = {
-  [Column in keyof Row & string]: [SelectType<Row[Column]>] extends [Value] ? Column : never
-}[keyof Row & string]
-
-/** The {@link ColumnMap} of entities that are the rows themselves. */
-export type SameColumns<DB, Table extends keyof DB> = { readonly [Column in keyof DB[Table] & string]: Column }
-
 /** How a {@link Repository} finds its rows and maps them. */
-export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key> {
+export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key, Property = keyof Columns> {
   readonly table: Table
   readonly columns: Columns
-  /** The property that holds the primary key; without one, calls that take a key do not compile. @default 'id' */
-  readonly key?: Key
+  /** The property that holds the primary key, or all of them; without one, calls that take a key do not compile. @default 'id' */
+  readonly key?: Key | readonly Key[]
+  /**
+   * The property with the number that grows with each change. Whoever changes or deletes a row by an entity that was read, and not by
+   * its key alone, is told by a {@link ConflictError} when the row has changed since. @default not counted
+   */
+  readonly version?: Property & string
+  /** The property with the time of the last change, which each change sets to the server's time. @default not set */
+  readonly updatedAt?: Property & string
+  /**
+   * The property with the time since when a row counts as deleted: {@link Repository.delete} sets it, and nothing finds such rows but
+   * {@link Repository.withDeleted}. @default rows are really deleted
+   */
+  readonly deletedAt?: Property & string
+  /** What given values have to be, and what is made of them, before anything is sent. @default only the types */
+  readonly validate?: { readonly create?: StandardSchema; readonly update?: StandardSchema }
   /**
    * Keeps what {@link Repository.findById} and {@link Repository.getById} read in the cache of the database, until the row is
    * written through kanta, in any process. They give the same frozen entity to all who ask. Needs a database of
    * `createDatabase()`. @default not cached
    */
   readonly cache?: RepositoryCacheOptions | undefined
-  /** Columns that {@link Repository.update} sets besides its patch, for instance a time of change. */
-  readonly onUpdate?: (row: ExpressionBuilder<DB, Table>) => UpdateObject<DB, Table>
 }
 
-/**
- * The rows that match: a property equals a value, is one of a list, or is null; or anything that Kysely's
- * expressions can say. An empty list matches nothing, an empty object everything.
- */
-export type Where<DB, Table extends keyof DB, Entity> =
-  | Partial<WhereProperties<Entity>>
-  | ((row: ExpressionBuilder<DB, Table>) => Expression<SqlBool>)
-
-type WhereProperties<Entity> = {
-  readonly [Property in keyof Entity as Entity[Property] extends Comparable | null ? Property : never]:
-    | Entity[Property]
-    | readonly NonNullable<Entity[Property]>[]
-}
-
-type Comparable = string | number | bigint | boolean | Date | Uint8Array
-
-/** Order and part of a {@link Repository.findMany}. */
+/** Order and part of what is found. */
 export interface FindOptions<Entity> {
   /** Properties in order of weight. Name one that is unique last, or rows that tie come in any order. */
-  readonly orderBy?: { readonly [Property in keyof Entity]?: 'asc' | 'desc' }
+  readonly orderBy?: { readonly [Property in keyof Entity]?: OrderDirection } | undefined
   /** At most so many rows. */
-  readonly limit?: number
+  readonly limit?: number | undefined
   /** Rows to skip. The server reads them all the same: for deep pages compare with the last row instead. */
-  readonly offset?: number
+  readonly offset?: number | undefined
 }
 
-type NewValues<Row, Columns> = {
-  readonly [P in keyof Columns as InsertKey<Row, Columns[P], P, 'required'>]: InsertType<Row[Columns[P] & keyof Row]>
-} & {
-  readonly [P in keyof Columns as InsertKey<Row, Columns[P], P, 'optional'>]?: InsertType<Row[Columns[P] & keyof Row]>
-} & {
-  // A column that an INSERT cannot do without, but no property holds, makes `create` uncallable by its name.
-  readonly [C in Exclude<keyof Row, Columns[keyof Columns]> as InsertKey<Row, C, C, 'required'>]: never
+/** {@link FindOptions} for a part of each entity. */
+export interface FindPartOptions<Entity, Property extends keyof Entity> extends FindOptions<Entity> {
+  /** Only these properties are read. */
+  readonly select: readonly Property[]
 }
 
-type InsertKey<Row, Column, Property, Kind> = Column extends keyof Row
-  ? [InsertType<Row[Column]>] extends [never]
-    ? never
-    : (
-          undefined extends InsertType<Row[Column]>
-            ? 'optional'
-            : null extends InsertType<Row[Column]>
-              ? 'optional'
-              : 'required'
-        ) extends Kind
-      ? Property
-      : never
-  : never
-
-type Patch<Row, Columns, Key> = {
-  readonly [P in Exclude<keyof Columns, Key> as UpdateKey<Row, Columns[P], P>]?: UpdateType<Row[Columns[P] & keyof Row]>
+/** What of {@link Repository.loadMany} is read for each value. */
+export interface LoadOptions<DB, Table extends keyof DB, Entity> extends Omit<FindOptions<Entity>, 'offset'> {
+  /** Only those that match as well. */
+  readonly where?: Where<DB, Table, Entity> | undefined
 }
 
-type UpdateKey<Row, Column, Property> = Column extends keyof Row
-  ? [UpdateType<Row[Column]>] extends [never]
-    ? never
-    : Property
-  : never
+/** What {@link Repository.upsert} does with a row that is there already. */
+export interface UpsertOptions<Property> {
+  /** The properties of a unique index or primary key. */
+  readonly conflict: readonly Property[]
+  /** What the row takes of the new values; `none` leaves it as it is. @default all that are given, but those of `conflict` */
+  readonly update?: readonly Property[] | 'none' | undefined
+}
+
+/** The key of an entity: the value of its one property, or an object of all. */
+export type IdOf<Entity, Key extends keyof Entity> = [Key] extends [never]
+  ? never
+  : IsUnion<Key> extends true
+    ? Readonly<Pick<Entity, Key>>
+    : Entity[Key]
+
+/** A row by its key, or by an entity that was read, whose version then has to be that of the row. */
+export type RefOf<Entity, Key extends keyof Entity> =
+  | IdOf<Entity, Key>
+  | ([Key] extends [never] ? never : Readonly<Pick<Entity, Key> & Partial<Entity>>)
+
+type IsUnion<T, Whole = T> = T extends unknown ? ([Whole] extends [T] ? false : true) : never
 
 type Tables = Record<string, Record<string, unknown>>
+type Row = Record<string, unknown>
+
+/** What is asked for, by its key and perhaps the version that was read. */
+interface Target {
+  readonly key: readonly unknown[]
+  readonly version: number | undefined
+}
 
 /**
  * Typed access to one table: rows come back as entities, built by the driver from the select list, so mapping costs
- * nothing per row. It keeps no rows and has no state of its own; one instance serves the whole process at once.
+ * nothing per row. It keeps no rows; one instance serves the whole process at once. It joins the transaction of the async context.
+ *
+ * Reads by key within one tick become one statement, in a transaction too: `Promise.all(ids.map((id) => users.findById(id)))` costs one
+ * round trip.
  *
  * Names that reach it at run time (properties of a condition, of a patch, of an order) are looked up among those of
  * its column map and refused with `INVALID_ARGUMENT` otherwise, before any SQL is sent; values are always bound as
@@ -168,38 +176,48 @@ export abstract class Repository<
   DB,
   Table extends keyof DB & string,
   Entity extends object = Selectable<DB[Table]>,
-  Columns extends { readonly [Property in keyof Entity]: string } = SameColumns<DB, Table> & {
+  Columns extends PropertyColumns<Entity> = SameColumns<DB, Table> & {
     readonly [Property in keyof Entity]: string
   },
   Key extends keyof Entity & string = 'id' & keyof Entity,
 > {
   // Not #private: the copy that withTransaction makes inherits its fields from this object.
   private readonly database: QuerySource<DB>
-  private readonly table: string
-  private readonly key: string
-  private readonly columns: ReadonlyMap<string, string>
-  private readonly cache: RepositoryCacheOptions | undefined
-  private readonly onUpdate: ((row: ExpressionBuilder<DB, Table>) => object) | undefined
+  private readonly definition: Omit<RepositoryDefinition<DB, Table, Columns, string, string>, 'columns' | 'key'>
+  private readonly key: readonly string[]
+  private readonly map: RowMap
+  private readonly batches = new Batches()
+  private readonly prepared = new Map<string, (values: object) => Promise<unknown[]>>()
+  private readonly seesDeleted: boolean = false
 
-  /** The select list of an entity, for `select` and `returning` in queries of your own on this table. */
+  /**
+   * The select list of an entity, for `select` and `returning` in queries of your own on this table. A property with a
+   * {@link PropertyMapping} comes as its column holds it; {@link select} maps it.
+   */
   protected readonly selection: readonly EntityColumn<Entity>[]
 
   constructor(
     database: QuerySource<DB>,
-    definition: RepositoryDefinition<DB, Table, Fitting<Columns, ColumnMap<DB, Table, Entity>>, Key>,
+    definition: RepositoryDefinition<
+      DB,
+      Table,
+      Fitting<Columns, ColumnMap<DB, Table, Entity>>,
+      Key,
+      keyof Entity & string
+    >,
   ) {
+    const { columns, key = 'id', ...rest } = definition
     this.database = database
-    this.table = definition.table
-    this.columns = new Map(Object.entries<string>({ ...definition.columns }))
-    this.key = definition.key ?? 'id'
-    this.onUpdate = definition.onUpdate
-    this.cache = definition.cache
-    if (this.cache !== undefined && database.cached === undefined) {
-      throw this.refusal('cache needs the cache of a database: give the repository what createDatabase() gives')
+    this.definition = rest
+    this.key = typeof key === 'string' ? [key] : key
+    this.map = new RowMap(definition.table, { ...(columns as Record<string, string>) })
+    if (rest.cache !== undefined && database.cached === undefined) {
+      throw this.map.refusal('cache needs the cache of a database: give the repository what createDatabase() gives')
     }
-    this.selection = Array.from(this.columns, ([property, column]) =>
-      sql.ref(`${this.table}.${column}`).as(property),
-    ) as unknown as readonly EntityColumn<Entity>[]
+    for (const property of [rest.version, rest.updatedAt, rest.deletedAt]) {
+      if (property !== undefined) this.map.column(property)
+    }
+    this.selection = this.map.selection() as readonly EntityColumn<Entity>[]
   }
 
   /** Where queries of the repository run: the database, or the transaction it was bound to. */
@@ -213,51 +231,101 @@ export abstract class Repository<
     return copy as this
   }
 
+  /** Runs `work` in a transaction, which joins the one around it; see {@link Database.transaction}. */
+  transaction<T>(work: (repository: this) => Promise<T>): Promise<T> {
+    const { database, db } = this
+    if (database.transaction !== undefined) return database.transaction(() => work(this))
+    if (db.isTransaction) return work(this)
+    return db.transaction().execute((transaction) => work(this.withTransaction(transaction)))
+  }
+
+  /** This repository, for which rows that count as deleted are like any other. */
+  withDeleted(): this {
+    const copy: unknown = Object.create(this, { seesDeleted: { value: true } })
+    return copy as this
+  }
+
   /** The entity with this key, or `undefined`. */
-  async findById(id: Entity[Key]): Promise<Entity | undefined> {
-    const query = this.select().where(this.hasKey(id))
+  async findById(id: IdOf<Entity, Key>): Promise<Entity | undefined> {
+    const key = this.keyOf(id)
+    const { cache } = this.definition
     // A transaction that is passed by hand has no cache.
-    if (this.cache === undefined || this.database.cached === undefined) return await query.executeTakeFirst()
-    const [entity] = await this.database.cached(query, this.cache)
-    return entity
+    if (cache === undefined || this.database.cached === undefined) return (await this.loadByKey(key)) as Entity
+    const [row] = await this.database.cached(this.rows().where(this.matching(key)), cache, async () => {
+      const found = await this.loadRow(key)
+      return found === undefined ? [] : [found]
+    })
+    return row && this.entity(this.map.isMapped ? { ...row } : row)
   }
 
   /** The entity with this key; `NotFoundError` when there is none. */
-  async getById(id: Entity[Key]): Promise<Entity> {
+  async getById(id: IdOf<Entity, Key>): Promise<Entity> {
     return (await this.findById(id)) ?? this.missing()
   }
 
+  /** All entities, in the order asked for. */
+  findAll(options: FindOptions<Entity> = {}): Promise<Entity[]> {
+    return this.findMany({}, options)
+  }
+
   /** All entities that match, in the order asked for; without a condition, all. */
-  async findMany(...given: [] | [where: Where<DB, Table, Entity>, options?: FindOptions<Entity>]): Promise<Entity[]> {
-    let query = this.select()
-    for (const condition of this.conditions(given)) query = query.where(condition)
+  findMany<Property extends keyof Entity & string>(
+    where: Where<DB, Table, Entity>,
+    options: FindPartOptions<Entity, Property>,
+  ): Promise<Pick<Entity, Property>[]>
+  findMany(...given: [] | [where: Where<DB, Table, Entity>, options?: FindOptions<Entity>]): Promise<Entity[]>
+  async findMany(
+    ...given: [] | [where: Where<DB, Table, Entity>, options?: FindOptions<Entity> & { select?: readonly string[] }]
+  ): Promise<Entity[]> {
     const [, options = {}] = given
-    const unknown = entries(options, () => this.refusal('the options must be a plain object')).find(
-      ([name]) => !['limit', 'offset', 'orderBy'].includes(name),
-    )
-    if (unknown) throw this.refusal(`findMany has no option ${quoted(unknown[0])}; there are limit, offset, orderBy`)
-    for (const [property, direction] of entries(options.orderBy ?? {}, () =>
-      this.refusal('orderBy must be a plain object'),
-    )) {
-      const column = this.reference(property)
-      if (direction !== 'asc' && direction !== 'desc') {
-        throw this.refusal(`orderBy.${property} must be 'asc' or 'desc'`, property)
-      }
-      query = query.orderBy(column, direction)
-    }
-    if (options.limit !== undefined) query = query.limit(this.rowCount('limit', options.limit))
-    if (options.offset !== undefined) query = query.offset(this.rowCount('offset', options.offset))
-    return await query.execute()
+    const query = this.narrowed(this.rows(this.selected(options)), this.conditions(given), options, 'findMany')
+    return this.entities(await query.execute())
   }
 
   /**
-   * The first entity of a query that you narrow and order, or `undefined`. The columns have their own names in it,
-   * not those of the properties.
+   * The first entity that matches, in the order asked for; or of a query that you narrow and order, in which the columns have their own
+   * names and not those of the properties. `undefined` when there is none.
    */
+  first(narrow: (query: SelectQueryBuilder<DB, Table, Entity>) => Limitable<Entity>): Promise<Entity | undefined>
+  first(where: Conditions<Entity>, options?: Pick<FindOptions<Entity>, 'orderBy'>): Promise<Entity | undefined>
   async first(
-    narrow: (query: SelectQueryBuilder<DB, Table, Entity>) => Limitable<Entity>,
+    given: Conditions<Entity> | ((query: SelectQueryBuilder<DB, Table, Entity>) => Limitable<Entity>),
+    options?: Pick<FindOptions<Entity>, 'orderBy'>,
   ): Promise<Entity | undefined> {
-    return await narrow(this.select()).limit(1).executeTakeFirst()
+    if (typeof given === 'function') return await given(this.select()).limit(1).executeTakeFirst()
+    const [entity] = await this.findMany(given, { ...options, limit: 1 })
+    return entity
+  }
+
+  /**
+   * The entities whose property has this value, for instance the posts of an author, in the order asked for and at most `limit` for
+   * each value. Calls of one tick with the same options become one statement.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import { type DB, PostRepository, UserRepository } from 'kanta/domain'
+   *
+   * await using database = await createDatabase<DB>()
+   * const [users, posts] = [new UserRepository(database), new PostRepository(database)]
+   * const authors = await users.findAll({ limit: 20 })
+   * const latest = await Promise.all(
+   *   authors.map(({ id }) => posts.loadMany('authorId', id, { orderBy: { createdAt: 'desc', id: 'desc' }, limit: 3 })),
+   * )
+   * ```
+   */
+  async loadMany<Property extends keyof Entity & string>(
+    property: Property,
+    value: NonNullable<Entity[Property]>,
+    options: LoadOptions<DB, Table, Entity> = {},
+  ): Promise<Entity[]> {
+    const { where = {}, ...rest } = options
+    const key = [this.map.comparable(property, value)]
+    const query = this.narrowed(this.rows(), this.conditions([where]), rest, 'loadMany')
+    const { sql: text, parameters } = query.compile()
+    const name = `${property} ${text} ${describe(parameters)}`
+    const rows = await this.batched(name, key, (keys) => this.lookUp([property], keys, query))
+    return this.entities(rows)
   }
 
   /** Whether at least one row matches; the server stops at the first. */
@@ -275,62 +343,156 @@ export abstract class Repository<
     return Number(count)
   }
 
-  /** Inserts one row and gives it back as stored, defaults filled in. A property that is `undefined` takes its default. */
+  /**
+   * Inserts one row and gives it back as stored, defaults filled in. A property that is `undefined` takes its default.
+   * `VALIDATION_FAILED` when the schema refuses the values.
+   */
   async create(values: NewValues<DB[Table], Columns>): Promise<Entity> {
-    const row = this.toRow(values, 'create')
+    const row = await this.newRow(values, 'create')
     const insert = this.tables.insertInto(this.table)
     const query = Object.keys(row).length === 0 ? insert.defaultValues() : insert.values(row)
-    const created = await query.returning(this.selection).executeTakeFirst()
-    return this.inserted(created as unknown as Entity | undefined)
+    const created = await query.returning(this.map.selection()).executeTakeFirst()
+    return this.inserted(created && this.entity(created))
+  }
+
+  /**
+   * Inserts any number of rows, all or none, and gives them back as stored and in their order: on a database of `createDatabase()` in
+   * statements of thousands, see {@link Database.insertMany}.
+   */
+  async createMany(values: readonly NewValues<DB[Table], Columns>[]): Promise<Entity[]> {
+    const rows: Row[] = []
+    for (const item of list(values, () => this.map.refusal('createMany takes a list'))) {
+      rows.push(await this.newRow(item, 'createMany'))
+    }
+    if (rows.length === 0) return []
+    const { database } = this
+    if (database.insertMany === undefined) return this.transaction((inside) => inside.insertInChunks(rows))
+    const returning = this.map.properties.map((property) => this.map.column(property))
+    const created = await database.insertMany(this.definition.table, rows as never[], {
+      returning: returning as never[],
+    })
+    return created.rows.map((row) => this.map.fromColumns(row as Row) as Entity)
+  }
+
+  /**
+   * Inserts a row, or changes the one that is there already by the properties of `conflict`, and gives it back as stored. A row that
+   * counts as deleted is one again that does not.
+   */
+  async upsert(
+    values: NewValues<DB[Table], Columns>,
+    { conflict, update }: UpsertOptions<keyof Entity & string>,
+  ): Promise<Entity> {
+    const row = await this.newRow(values, 'upsert')
+    const keys = conflict.map((property) => this.map.column(property))
+    const given =
+      update === undefined ? Object.keys(row) : update === 'none' ? [] : update.map((p) => this.map.column(p))
+    const changed = given.filter((column) => !keys.includes(column))
+    const insert = this.tables.insertInto(this.table).values(row)
+    const written = await insert
+      .onConflict((rule) => {
+        const target = rule.columns(keys)
+        if (update === 'none') return target.doNothing()
+        const taken = changed.map((column) => [column, sql.ref(`excluded.${column}`)] as const)
+        return target.doUpdateSet({ ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() } as never)
+      })
+      .returning(this.map.selection())
+      .executeTakeFirst()
+    if (written !== undefined) return this.entity(written)
+    if (update !== 'none') return this.inserted(undefined)
+    return this.existing(keys, row)
   }
 
   /**
    * Changes one row and gives it back as stored; `NotFoundError` when it is not there. Properties that are
-   * `undefined` are left as they are; a patch that changes nothing only reads.
+   * `undefined` are left as they are; a patch that changes nothing only reads. Given an entity that was read, of a repository with
+   * `version`, it is a {@link ConflictError} when the row has changed since.
    */
-  async update(id: Entity[Key], patch: Patch<DB[Table], Columns, Key>): Promise<Entity> {
-    const changes = this.toRow(patch, 'update')
-    if (Object.hasOwn(patch, this.key)) {
-      throw this.refusal(`update cannot change ${quoted(this.key)}, the key of the row`, this.key)
-    }
-    if (Object.keys(changes).length === 0) return await this.getById(id)
+  async update(ref: RefOf<Entity, Key>, patch: Patch<DB[Table], Columns, Key>): Promise<Entity> {
+    const target = this.target(ref)
+    const changes = await this.changes(patch, 'update')
+    if (Object.keys(changes).length === 0) return this.unchanged(target)
     const updated = await this.tables
       .updateTable(this.table)
-      .set({ ...this.onUpdate?.(expressionBuilder<DB, Table>()), ...changes })
-      .where(this.hasKey(id))
-      .returning(this.selection)
+      .set({ ...this.changeMarks(), ...changes })
+      .where(this.isTarget(target))
+      .returning(this.map.selection())
       .executeTakeFirst()
-    return (updated as unknown as Entity | undefined) ?? this.missing()
+    return updated === undefined ? this.missed(target) : this.entity(updated)
   }
 
-  /** Deletes one row; `false` when it was not there. */
-  async delete(id: Entity[Key]): Promise<boolean> {
-    const { numDeletedRows } = await this.tables.deleteFrom(this.table).where(this.hasKey(id)).executeTakeFirstOrThrow()
-    return numDeletedRows > 0n
+  /** Changes all rows that match, and says how many. A condition without properties is refused: say `() => sql.lit(true)` to mean all. */
+  async updateMany(where: Where<DB, Table, Entity>, patch: Patch<DB[Table], Columns, Key>): Promise<number> {
+    const conditions = this.narrowing(where, 'updateMany')
+    const changes = await this.changes(patch, 'updateMany')
+    if (Object.keys(changes).length === 0) return this.count(where)
+    let query = this.tables.updateTable(this.table).set({ ...this.changeMarks(), ...changes })
+    for (const condition of conditions) query = query.where(condition)
+    return Number((await query.executeTakeFirstOrThrow()).numUpdatedRows)
+  }
+
+  /**
+   * Deletes one row, or marks it as deleted; `false` when it was not there. Given an entity that was read, of a repository with
+   * `version`, it is a {@link ConflictError} when the row has changed since.
+   */
+  async delete(ref: RefOf<Entity, Key>): Promise<boolean> {
+    const target = this.target(ref)
+    const count = await this.remove([this.isTarget(target)])
+    if (count === 0 && target.version !== undefined) await this.refuseOtherVersion(target, target.version)
+    return count > 0
+  }
+
+  /** Deletes all rows that match, or marks them as deleted, and says how many. Conditions as in {@link updateMany}. */
+  async deleteMany(where: Where<DB, Table, Entity>): Promise<number> {
+    return this.remove(this.narrowing(where, 'deleteMany'))
+  }
+
+  /** Deletes one row for good, also one that counts as deleted; `false` when it was not there. */
+  async purge(id: IdOf<Entity, Key>): Promise<boolean> {
+    const query = this.tables.deleteFrom(this.table).where(this.matching(this.keyOf(id)))
+    return (await query.executeTakeFirstOrThrow()).numDeletedRows > 0n
+  }
+
+  /** Makes a row that counts as deleted one that does not, and gives it back; `NotFoundError` when there is none with this key. */
+  async restore(id: IdOf<Entity, Key>): Promise<Entity> {
+    const { deletedAt } = this.definition
+    if (deletedAt === undefined)
+      throw this.map.refusal('restore needs the option deletedAt: rows here are really deleted')
+    const restored = await this.tables
+      .updateTable(this.table)
+      .set({ ...this.changeMarks(), ...this.aliveMark() })
+      .where(this.matching(this.keyOf(id)))
+      .where(sql<SqlBool>`${this.map.reference(deletedAt)} is not null`)
+      .returning(this.map.selection())
+      .executeTakeFirst()
+    return restored === undefined ? this.withDeleted().getById(id) : this.entity(restored)
   }
 
   /** A query for entities of this table, to be narrowed with all that Kysely offers. */
   protected select(): SelectQueryBuilder<DB, Table, Entity> {
-    const query: unknown = this.tables.selectFrom(this.table).select(this.selection)
-    return query as SelectQueryBuilder<DB, Table, Entity>
+    let query = this.rows()
+    for (const condition of this.alive()) query = query.where(condition)
+    return (this.map.isMapped ? query.withPlugin(this.map.plugin) : query) as unknown as SelectQueryBuilder<
+      DB,
+      Table,
+      Entity
+    >
   }
 
   /** The condition that a row has this key, for updates and deletes of your own. */
-  protected hasKey(id: Entity[Key]): Expression<SqlBool> {
-    const value = this.comparable(this.key, id)
-    return expressionBuilder()(this.reference(this.key), '=', value)
+  protected hasKey(id: IdOf<Entity, Key>): Expression<SqlBool> {
+    return this.matching(this.keyOf(id))
   }
 
   /** A limit or offset as given by a caller, or `INVALID_ARGUMENT` when it is not a whole number from 0. */
   protected rowCount(name: string, value: unknown): number {
     if (Number.isSafeInteger(value) && Number(value) >= 0) return Number(value)
-    throw this.refusal(`${name} must be a whole number from 0`)
+    throw this.map.refusal(`${name} must be a whole number from 0`)
   }
 
   /** Throws the `NotFoundError` of a row that had to be there. */
   protected missing(): never {
     throw new NotFoundError(
-      `${this.table} has no row with this ${this.key}. Check the key, or use findById where absence is normal.`,
+      `${this.table} has no row with this ${this.key.join(' and ')}. Check the key, or use findById where absence is normal.`,
       { table: this.table },
     )
   }
@@ -345,102 +507,362 @@ export abstract class Repository<
     )
   }
 
-  // TypeScript cannot follow Kysely's types through an open DB; names are checked by `columns`, values by `Where`.
+  private get table(): string {
+    return this.definition.table
+  }
+
+  // TypeScript cannot follow Kysely's types through an open DB; names are checked by the map, values by `Where`.
   private get tables(): Kysely<Tables> {
     return this.db as unknown as Kysely<Tables>
+  }
+
+  private rows(properties?: readonly string[]): SelectQueryBuilder<Tables, string, Row> {
+    return this.tables.selectFrom(this.table).select(this.map.selection(properties))
+  }
+
+  private entity(row: Row): Entity {
+    return (this.map.isMapped ? this.map.toEntity(row) : row) as Entity
+  }
+
+  private entities(rows: readonly Row[]): Entity[] {
+    return (this.map.isMapped ? rows.map((row) => this.map.toEntity(row)) : rows) as Entity[]
+  }
+
+  private async loadByKey(key: readonly unknown[]): Promise<Entity | undefined> {
+    const row = await this.loadRow(key)
+    return row && this.entity(row)
+  }
+
+  private loadRow(key: readonly unknown[]): Promise<Row | undefined> {
+    return this.batched(`by key${this.seesDeleted ? ', deleted too' : ''}`, key, (keys) => this.readByKey(keys))
+  }
+
+  private batched<Result>(
+    name: string,
+    key: readonly unknown[],
+    read: (keys: readonly (readonly unknown[])[]) => Promise<readonly Result[]>,
+  ): Promise<Result> {
+    const { currentTransaction, db } = this.database
+    const isRepeatable = currentTransaction === undefined && !db.isTransaction
+    return this.batches.load({ scope: currentTransaction ?? db, name, isRepeatable }, key, read)
+  }
+
+  /** Rows in the order of their keys. */
+  private async readByKey(keys: readonly (readonly unknown[])[]): Promise<readonly (Row | undefined)[]> {
+    const [property, ...more] = this.key
+    const [only] = keys
+    if (keys.length === 1 && only !== undefined) return [await this.readOne(only)]
+    if (property === undefined || more.length > 0) {
+      const found = await this.lookUp(this.key, keys, this.selectable())
+      return found.map(([row]) => row)
+    }
+    const rows = await this.readAny(property, [...new Set(keys.map(([value]) => value))])
+    const byText = new Map(rows.map((row) => [identity(row[property]), row]))
+    const given = new Set<Row>()
+    const found = keys.map(([value]) => {
+      const row = byText.get(identity(value))
+      if (row === undefined || !given.has(row)) return row && (given.add(row), row)
+      // Each caller has an entity of its own.
+      return { ...row }
+    })
+    // The server knows more ways to write one key than we do, for instance in a case-insensitive column.
+    if (given.size === rows.length) return found
+    return Promise.all(found.map((row, index) => row ?? this.readOne(keys[index] ?? [])))
+  }
+
+  private async readOne(key: readonly unknown[]): Promise<Row | undefined> {
+    const values = Object.fromEntries(this.key.map((_, index) => [`key${index}`, key[index]]))
+    const rows = await this.fixed(`one ${this.seesDeleted}`, values, (parameter) =>
+      this.selectable().where(this.matching(this.key.map((_, index) => parameter(`key${index}`)))),
+    )
+    return rows[0]
+  }
+
+  private readAny(property: string, keys: readonly unknown[]): Promise<Row[]> {
+    return this.fixed(`any ${this.seesDeleted}`, { keys }, (parameter) =>
+      this.selectable().where(sql<SqlBool>`${this.map.reference(property)} = any(${parameter('keys')})`),
+    )
+  }
+
+  /** Runs a query that is always the same but for its values, prepared where the database can. */
+  private async fixed(
+    name: string,
+    values: Record<string, unknown>,
+    build: (parameter: (name: string) => unknown) => SelectQueryBuilder<Tables, string, Row>,
+  ): Promise<Row[]> {
+    const { database } = this
+    if (database.prepare === undefined) return build((parameter) => values[parameter]).execute()
+    const prepared =
+      this.prepared.get(name) ??
+      database.prepare((parameter) => build(parameter as (name: string) => unknown) as unknown as Compilable)
+    this.prepared.set(name, prepared)
+    return (await prepared(values)) as Row[]
+  }
+
+  /** For each of the keys, the rows of `query` whose properties have its values. */
+  private async lookUp(
+    properties: readonly string[],
+    keys: readonly (readonly unknown[])[],
+    query: SelectQueryBuilder<Tables, string, Row>,
+  ): Promise<Row[][]> {
+    const names = properties.map((_, index) => `value${index}`)
+    // What is never there gives the arrays the type of their column.
+    const arrays = properties.map((property, index) => {
+      const typed = sql`array(select ${this.map.reference(property)} from ${sql.table(this.table)} where false)`
+      return sql`coalesce(${keys.map((key) => key[index])}, ${typed})`
+    })
+    let matching = query
+    for (const [index, property] of properties.entries()) {
+      matching = matching.where(sql<SqlBool>`${this.map.reference(property)} = ${sql.ref(`wanted.value${index}`)}`)
+    }
+    const wanted = sql.join([...names, 'place'].map((name) => sql.id(name)))
+    const found: RawBuilder<Row> = sql`
+      select wanted.place::integer as "kanta:place", found.*
+      from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
+    const { rows } = await found.execute(this.tables)
+    const results: Row[][] = keys.map(() => [])
+    for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)
+    return results
+  }
+
+  /** A query for rows of entities, deleted ones only if they are asked for. */
+  private selectable(): SelectQueryBuilder<Tables, string, Row> {
+    let query = this.rows()
+    for (const condition of this.alive()) query = query.where(condition)
+    return query
+  }
+
+  private selected({ select }: { select?: readonly string[] }): readonly string[] | undefined {
+    if (select === undefined) return undefined
+    const properties = list(select, () => this.map.refusal('select takes a list of properties'))
+    if (properties.length === 0) throw this.map.refusal('select must name at least one property')
+    return properties
+  }
+
+  private narrowed(
+    rows: SelectQueryBuilder<Tables, string, Row>,
+    conditions: readonly Expression<SqlBool>[],
+    options: FindOptions<Entity>,
+    call: string,
+  ): SelectQueryBuilder<Tables, string, Row> {
+    const allowed = call === 'findMany' ? ['select', 'orderBy', 'limit', 'offset'] : ['where', 'orderBy', 'limit']
+    const unknown = entries(options, () => this.map.refusal('the options must be a plain object')).find(
+      ([name]) => !allowed.includes(name),
+    )
+    if (unknown) {
+      throw this.map.refusal(`${call} has no option ${quoted(unknown[0])}; there are ${allowed.join(', ')}`)
+    }
+    let query = rows
+    for (const condition of conditions) query = query.where(condition)
+    for (const part of this.ordering(options.orderBy)) query = query.orderBy(part)
+    if (options.limit !== undefined) query = query.limit(this.rowCount('limit', options.limit))
+    if (options.offset !== undefined) query = query.offset(this.rowCount('offset', options.offset))
+    return query
+  }
+
+  private ordering(orderBy: FindOptions<Entity>['orderBy'] = {}): readonly RawBuilder<unknown>[] {
+    return entries(orderBy, () => this.map.refusal('orderBy must be a plain object')).map(([property, direction]) => {
+      const part = orderOf(this.map.reference(property), direction)
+      if (part !== undefined) return part
+      throw this.map.refusal(
+        `orderBy.${property} must be 'asc' or 'desc', with 'nulls first' or 'nulls last' behind it or not`,
+        property,
+      )
+    })
   }
 
   // By rest parameters a condition that was left out differs from one that is undefined by mistake, which is refused.
   private conditions(
     given: readonly [] | readonly [where: Where<DB, Table, Entity>, ...unknown[]],
   ): Expression<SqlBool>[] {
-    if (given.length === 0) return []
+    const alive = this.alive()
+    if (given.length === 0) return alive
     const [where] = given
-    if (typeof where === 'function') return [where(expressionBuilder<DB, Table>())]
-    return entries(where, () => this.refusal('a condition must be a plain object or a function')).map(
-      ([property, value]): Expression<SqlBool> => {
-        const column = this.reference(property)
-        if (value === null) return sql<SqlBool>`${column} is null`
-        if (!Array.isArray(value)) return sql<SqlBool>`${column} = ${this.comparable(property, value)}`
-        // One array parameter: lists of any length have the same text and never meet the limit of 65 535 parameters.
-        return sql<SqlBool>`${column} = any(${Array.from(value, (item) => this.comparable(property, item))})`
-      },
+    if (typeof where === 'function') return [where(expressionBuilder<DB, Table>()), ...alive]
+    const named = entries(where, () => this.map.refusal('a condition must be a plain object or a function'))
+    return [
+      ...named.map(([property, condition]) =>
+        matches(this.map.reference(property), condition, (value) => this.map.comparable(property, value)),
+      ),
+      ...alive,
+    ]
+  }
+
+  /** Conditions that are some: a filter that has become empty must not change everything. */
+  private narrowing(where: Where<DB, Table, Entity>, call: string): Expression<SqlBool>[] {
+    if (typeof where === 'object' && where !== null && Object.keys(where).length === 0) {
+      throw this.map.refusal(
+        `${call} was given a condition without properties. To mean all rows say () => sql.lit(true)`,
+      )
+    }
+    return this.conditions([where])
+  }
+
+  private alive(): Expression<SqlBool>[] {
+    const { deletedAt } = this.definition
+    if (deletedAt === undefined || this.seesDeleted) return []
+    return [sql<SqlBool>`${this.map.reference(deletedAt)} is null`]
+  }
+
+  private keyOf(id: unknown): readonly unknown[] {
+    const [property, ...more] = this.key
+    if (property !== undefined && more.length === 0) return [this.map.comparable(property, id)]
+    return this.keyIn(id)
+  }
+
+  private keyIn(given: unknown): readonly unknown[] {
+    return this.key.map((property) => {
+      const isThere = typeof given === 'object' && given !== null && Object.hasOwn(given, property)
+      if (!isThere) throw this.map.refusal(`a row is named by its ${this.key.join(' and ')}`, property)
+      return this.map.comparable(property, (given as Row)[property])
+    })
+  }
+
+  private target(ref: unknown): Target {
+    const isObject = typeof ref === 'object' && ref !== null && !(ref instanceof Date) && !(ref instanceof Uint8Array)
+    if (!isObject) return { key: this.keyOf(ref), version: undefined }
+    const { version: property } = this.definition
+    const version = property !== undefined && Object.hasOwn(ref, property) ? (ref as Row)[property] : undefined
+    if (version !== undefined && !Number.isSafeInteger(version)) {
+      throw this.map.refusal(`${property} must be a whole number`, property)
+    }
+    return { key: this.keyIn(ref), version: version as number | undefined }
+  }
+
+  private matching(key: readonly unknown[]): Expression<SqlBool> {
+    const parts = this.key.map((property, index) => expressionBuilder()(this.map.reference(property), '=', key[index]))
+    return parts.length === 1 && parts[0] ? parts[0] : expressionBuilder().and(parts)
+  }
+
+  private isTarget({ key, version }: Target): Expression<SqlBool> {
+    const parts = [this.matching(key), ...this.alive()]
+    const { version: property } = this.definition
+    if (property !== undefined && version !== undefined) {
+      parts.push(sql<SqlBool>`${this.map.reference(property)} = ${version}`)
+    }
+    return expressionBuilder().and(parts)
+  }
+
+  private async newRow(values: object, call: string): Promise<Row> {
+    const schema = this.definition.validate?.create
+    return this.map.toRow(schema ? await validated(schema, values, this.table, call) : values, call)
+  }
+
+  private async changes(patch: object, call: string): Promise<Row> {
+    const { validate, version, deletedAt } = this.definition
+    const given = validate?.update ? await validated(validate.update, patch, this.table, call) : patch
+    const changes = this.map.toRow(given, call)
+    for (const property of this.key) {
+      if (Object.hasOwn(given, property)) {
+        throw this.map.refusal(`${call} cannot change ${quoted(property)}, the key of the row`, property)
+      }
+    }
+    for (const property of [version, deletedAt]) {
+      if (property === undefined || (given as Row)[property] === undefined) continue
+      throw this.map.refusal(
+        `${call} cannot set ${quoted(property)}, which the repository keeps itself${property === deletedAt ? '; there are delete and restore' : ''}`,
+        property,
+      )
+    }
+    return changes
+  }
+
+  /** What each change sets besides what it is about. */
+  private changeMarks(): Row {
+    const { version, updatedAt } = this.definition
+    const marks: Row = {}
+    if (updatedAt !== undefined) marks[this.map.column(updatedAt)] = sql`now()`
+    if (version !== undefined) marks[this.map.column(version)] = sql`${this.map.reference(version)} + 1`
+    return marks
+  }
+
+  private aliveMark(): Row {
+    const { deletedAt } = this.definition
+    return deletedAt === undefined ? {} : { [this.map.column(deletedAt)]: null }
+  }
+
+  private async remove(conditions: readonly Expression<SqlBool>[]): Promise<number> {
+    const { deletedAt } = this.definition
+    if (deletedAt === undefined) {
+      let query = this.tables.deleteFrom(this.table)
+      for (const condition of conditions) query = query.where(condition)
+      return Number((await query.executeTakeFirstOrThrow()).numDeletedRows)
+    }
+    let query = this.tables
+      .updateTable(this.table)
+      .set({ ...this.changeMarks(), [this.map.column(deletedAt)]: sql`now()` })
+    for (const condition of conditions) query = query.where(condition)
+    if (this.seesDeleted) query = query.where(sql<SqlBool>`${this.map.reference(deletedAt)} is null`)
+    return Number((await query.executeTakeFirstOrThrow()).numUpdatedRows)
+  }
+
+  private async unchanged(target: Target): Promise<Entity> {
+    const entity = (await this.loadByKey(target.key)) ?? this.missing()
+    if (target.version !== undefined) this.refuseVersion(target.version, entity as Row)
+    return entity
+  }
+
+  private async missed(target: Target): Promise<never> {
+    if (target.version !== undefined) await this.refuseOtherVersion(target, target.version)
+    return this.missing()
+  }
+
+  private async refuseOtherVersion({ key }: Target, expected: number): Promise<void> {
+    const row = await this.readOne(key)
+    if (row !== undefined) this.refuseVersion(expected, row)
+  }
+
+  private refuseVersion(expectedVersion: number, row: Row): void {
+    const actualVersion = Number(row[this.definition.version ?? ''])
+    if (actualVersion === expectedVersion) return
+    throw new ConflictError(
+      `${this.table}: the row was read at version ${expectedVersion} and is at ${actualVersion} now. Read it again, and decide with what it is now.`,
+      { table: this.table, expectedVersion, actualVersion },
     )
   }
 
-  private reference(property: string): Expression<unknown> {
-    return sql.ref(`${this.table}.${this.column(property)}`)
-  }
-
-  private column(property: string): string {
-    const column = this.columns.get(property)
-    if (column !== undefined) return column
-    throw this.refusal(`has no property ${quoted(property)}; there are ${[...this.columns.keys()].join(', ')}`)
-  }
-
-  private comparable(property: string, value: unknown): unknown {
-    switch (typeof value) {
-      case 'string':
-      case 'number':
-      case 'bigint':
-      case 'boolean':
-        return value
-      case 'undefined':
-        throw this.refusal(`${property} is undefined; leave it out, or use null to find rows without a value`, property)
-      default:
-        if (value instanceof Date || value instanceof Uint8Array) return value
-        throw this.refusal(
-          `${property} must be compared with a string, number, bigint, boolean, Date, Uint8Array, or a list of them`,
-          property,
-        )
+  /** For a Kysely that has no statement for many rows: as many values as the protocol takes. */
+  private async insertInChunks(rows: readonly Row[]): Promise<Entity[]> {
+    const columns = new Set(rows.flatMap((row) => Object.keys(row))).size
+    const perStatement = Math.max(1, Math.floor(maxParameters / Math.max(1, columns)))
+    const created: Entity[] = []
+    for (let from = 0; from < rows.length; from += perStatement) {
+      const part = rows.slice(from, from + perStatement)
+      const insert = this.tables.insertInto(this.table).values(part).returning(this.map.selection())
+      created.push(...this.entities(await insert.execute()))
     }
+    return created
   }
 
-  private toRow(values: object, call: string): Record<string, unknown> {
-    const given = entries(values, () => this.refusal(`${call} takes a plain object`))
-    const row: Record<string, unknown> = {}
-    for (const [property, value] of given) {
-      const column = this.column(property)
-      if (bringsSql(value)) {
-        throw this.refusal(`${property} must be a value; SQL expressions belong in a query on db`, property)
-      }
-      if (value !== undefined) row[column] = value
-    }
-    return row
-  }
-
-  private refusal(problem: string, property?: string): DatabaseError {
-    const column = property === undefined ? undefined : this.columns.get(property)
-    return new DatabaseError('INVALID_ARGUMENT', `${this.table}: ${problem}.`, { table: this.table, column })
+  private async existing(columns: readonly string[], row: Row): Promise<Entity> {
+    let query = this.rows()
+    for (const column of columns) query = query.where(sql.ref(`${this.table}.${column}`), '=', row[column])
+    const found = await query.executeTakeFirst()
+    return this.inserted(found && this.entity(found))
   }
 }
 
-type EntityColumn<Entity> = {
-  [Property in keyof Entity & string]: AliasedExpression<Entity[Property], Property>
-}[keyof Entity & string]
+/** Of one statement in the protocol. */
+const maxParameters = 65_535
 
 /** A query that can be cut after its first row. */
-interface Limitable<Row> {
-  limit(limit: number): { executeTakeFirst(): Promise<Row | undefined> }
+interface Limitable<Result> {
+  limit(limit: number): { executeTakeFirst(): Promise<Result | undefined> }
 }
 
-/**
- * Own properties of a plain object. Anything else is refused: the conditions of `Object.create({ email })`, or of a
- * class instance with getters, would be none at all.
- */
-function entries(object: unknown, refusal: () => DatabaseError): [string, unknown][] {
-  if (typeof object !== 'object' || object === null) throw refusal()
-  const prototype: unknown = Object.getPrototypeOf(object)
-  if (prototype !== null && prototype !== Object.prototype) throw refusal()
-  return Object.entries(object)
+function list<Item>(value: readonly Item[], refusal: () => DatabaseError): readonly Item[] {
+  if (Array.isArray(value)) return value
+  throw refusal()
 }
 
-/** Whether Kysely would take a value for SQL: it calls functions, and whatever has a `toOperationNode` to call. */
-function bringsSql(value: unknown): boolean {
-  if (typeof value !== 'object' || value === null) return typeof value === 'function'
-  return 'toOperationNode' in value && typeof value.toOperationNode === 'function'
+/** What equal keys have in common, as far as is known of them here. */
+function identity(value: unknown): string {
+  if (value instanceof Date) return value.toISOString()
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
+  const text = String(value)
+  return /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i.test(text) ? text.toLowerCase() : text
 }
 
-function quoted(name: string): string {
-  return JSON.stringify(name.length > 60 ? `${name.slice(0, 60)}…` : name)
+function describe(parameters: readonly unknown[]): string {
+  return JSON.stringify(parameters, (_, value: unknown) => (typeof value === 'bigint' ? `${value}n` : value))
 }

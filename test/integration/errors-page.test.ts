@@ -24,6 +24,7 @@ const outside = AsyncResource.bind((work: () => Promise<unknown>) => work())
 interface Shop {
   users: { id: number; email: string; name: string; manager_id: number | null; age: number }
   rooms: { id: number }
+  counted: { id: number; version: number }
 }
 
 let server: OwnServer
@@ -43,6 +44,8 @@ beforeAll(async () => {
     create role app login password 'right';
     create table users (id int primary key, email text constraint users_email_key unique, name text not null,
       manager_id int constraint users_manager_id_fkey references users, age int constraint users_age_check check (age > 0));
+    create table counted (id int primary key, version int not null);
+    insert into counted values (1, 5);
     create table rooms (id int, during int4range, constraint rooms_booked_once exclude using gist (during with &&));
     insert into users values (1, 'ada@example.org', 'Ada', null, 36), (2, 'bob@example.org', 'Bob', null, 40);
     insert into rooms values (1, '[1, 5)')`)
@@ -154,7 +157,24 @@ const userColumns = { id: 'id', email: 'email' } as const
 
 class Users extends Repository<Shop, 'users', Pick<Shop['users'], 'email' | 'id'>, typeof userColumns> {
   constructor(database: Database<Shop>) {
-    super(database, { table: 'users', columns: userColumns })
+    super(database, { table: 'users', columns: userColumns, validate: { create: schema } })
+  }
+}
+
+/** What zod makes of `z.object({ email: z.email() })`, as far as it is asked here. */
+const schema = {
+  '~standard': {
+    version: 1,
+    vendor: 'kanta',
+    validate: () => ({ issues: [{ message: 'No email', path: ['email'] }] }),
+  },
+} as const
+
+const countedColumns = { id: 'id', version: 'version' } as const
+
+class Counted extends Repository<Shop, 'counted', Shop['counted'], typeof countedColumns> {
+  constructor(database: Database<Shop>) {
+    super(database, { table: 'counted', columns: countedColumns, version: 'version' })
   }
 }
 
@@ -400,6 +420,8 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
     run(`do $$ begin raise 'invalid page in block 7 of relation base/16384/16401' using errcode = 'XX001'; end $$`),
 
   NOT_FOUND: async () => new Users(await open()).getById(99),
+  VERSION_CONFLICT: async () => new Counted(await open()).delete({ id: 1, version: 4 }),
+  VALIDATION_FAILED: async () => new Users(await open()).create({ email: 'ada', id: 1, name: 'Ada' } as never),
   INVALID_ARGUMENT: async () => (await open()).queryCount(sql`select name from users`),
   MIGRATION_INVALID: () => migrate({ '0001_users.sql': 'create table users ();' }),
   MIGRATION_FAILED: () => migrate({ '0001_prices.sql': '-- Up Migration\ncreate table offers (\n  id int,,\n);' }),
