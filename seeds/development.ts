@@ -1,6 +1,6 @@
 import { type Insertable, type Selectable, type Transaction, sql } from 'kysely'
 import type { DB, OrderStatus } from '../src/generated/schema.ts'
-import type { QuerySource } from '../src/repository/repository.ts'
+import type { QuerySource } from '../src/repository/query-source.ts'
 import { type Random, seededRandom } from './random.ts'
 import {
   departments,

@@ -112,15 +112,14 @@ export {
   type Where,
 } from './repository/conditions.ts'
 export type { ColumnMap, PropertyColumns, PropertyMapping, SameColumns } from './repository/row-map.ts'
+export type { QuerySource, RepositoryCacheOptions } from './repository/query-source.ts'
 export { Repository } from './repository/repository.ts'
 export type {
   FindOptions,
   FindPartOptions,
   IdOf,
   LoadOptions,
-  QuerySource,
   RefOf,
-  RepositoryCacheOptions,
   RepositoryDefinition,
   UpsertOptions,
 } from './repository/repository.ts'

@@ -2,7 +2,8 @@ import { sql } from 'kysely'
 import { jsonArrayFrom } from 'kysely/helpers/postgres'
 import type { CataloguePage, Product, ProductStore, ProductWithCategories } from '../domain/product.ts'
 import type { DB } from '../generated/schema.ts'
-import { type QuerySource, Repository } from '../repository/repository.ts'
+import type { QuerySource } from '../repository/query-source.ts'
+import { Repository } from '../repository/repository.ts'
 
 const productColumns = {
   id: 'id',

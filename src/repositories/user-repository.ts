@@ -2,7 +2,8 @@ import { type Expression, type SqlBool, sql } from 'kysely'
 import type { PasswordHasher } from '../domain/password-hasher.ts'
 import type { NewUser, User, UserPage, UserStore } from '../domain/user.ts'
 import type { DB } from '../generated/schema.ts'
-import { type QuerySource, Repository } from '../repository/repository.ts'
+import type { QuerySource } from '../repository/query-source.ts'
+import { Repository } from '../repository/repository.ts'
 import { scryptPasswordHasher } from './scrypt-password-hasher.ts'
 
 const userColumns = {

@@ -1,5 +1,4 @@
 import {
-  type CompiledQuery,
   type Expression,
   type Kysely,
   type RawBuilder,
@@ -10,9 +9,7 @@ import {
   expressionBuilder,
   sql,
 } from 'kysely'
-import type { CacheEntryOptions } from '../core/cache-options.ts'
 import { ConflictError, DatabaseError, NotFoundError } from '../core/errors.ts'
-import { Batches } from './batches.ts'
 import { type Conditions, matches, type OrderDirection, orderOf, type Where } from './conditions.ts'
 import {
   type ColumnMap,
@@ -26,36 +23,9 @@ import {
   RowMap,
   type SameColumns,
 } from './row-map.ts'
+import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
+import { type Reading, type Row, RowLoader, type Tables } from './row-loader.ts'
 import { type StandardSchema, validated } from './validation.ts'
-
-/**
- * What a repository needs of a database: its Kysely. `createDatabase()` gives all of it, so that reads are prepared and cached and many
- * rows are written as arrays; `{ db: anyKysely }` is enough for the rest.
- */
-export interface QuerySource<DB> {
-  readonly db: Kysely<DB>
-  /** Stands for the transaction of the async context. */
-  readonly currentTransaction?: object | undefined
-  transaction?<T>(work: () => Promise<T>): Promise<T>
-  prepare?(build: (parameter: (name: never) => Expression<never>) => Compilable): (values: object) => Promise<unknown[]>
-  cached?<Row>(
-    query: { compile(): CompiledQuery<Row> },
-    options?: RepositoryCacheOptions,
-    load?: () => Promise<Row[]>,
-  ): Promise<Row[]>
-  insertMany?(
-    table: keyof DB & string,
-    rows: readonly never[],
-    options?: { readonly returning?: readonly never[] },
-  ): Promise<{ readonly rows: readonly object[] }>
-}
-
-interface Compilable {
-  compile(): CompiledQuery<never>
-}
-
-/** How a {@link Repository} caches what it reads by key; see {@link CacheEntryOptions}. Times are milliseconds. */
-export type RepositoryCacheOptions = Omit<CacheEntryOptions, 'tags'>
 
 /** How a {@link Repository} finds its rows and maps them. */
 export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key, Property = keyof Columns> {
@@ -129,9 +99,6 @@ export type RefOf<Entity, Key extends keyof Entity> =
 
 type IsUnion<T, Whole = T> = T extends unknown ? ([Whole] extends [T] ? false : true) : never
 
-type Tables = Record<string, Record<string, unknown>>
-type Row = Record<string, unknown>
-
 /** What is asked for, by its key and perhaps the version that was read. */
 interface Target {
   readonly key: readonly unknown[]
@@ -186,8 +153,7 @@ export abstract class Repository<
   private readonly definition: Omit<RepositoryDefinition<DB, Table, Columns, string, string>, 'columns' | 'key'>
   private readonly key: readonly string[]
   private readonly map: RowMap
-  private readonly batches = new Batches()
-  private readonly prepared = new Map<string, (values: object) => Promise<unknown[]>>()
+  private readonly loader: RowLoader
   private readonly seesDeleted: boolean = false
 
   /**
@@ -211,6 +177,7 @@ export abstract class Repository<
     this.definition = rest
     this.key = typeof key === 'string' ? [key] : key
     this.map = new RowMap(definition.table, { ...(columns as Record<string, string>) })
+    this.loader = new RowLoader(this.map, this.key)
     if (rest.cache !== undefined && database.cached === undefined) {
       throw this.map.refusal('cache needs the cache of a database: give the repository what createDatabase() gives')
     }
@@ -251,8 +218,8 @@ export abstract class Repository<
     const { cache } = this.definition
     // A transaction that is passed by hand has no cache.
     if (cache === undefined || this.database.cached === undefined) return (await this.loadByKey(key)) as Entity
-    const [row] = await this.database.cached(this.rows().where(this.matching(key)), cache, async () => {
-      const found = await this.loadRow(key)
+    const [row] = await this.database.cached(this.selectable().where(this.loader.matching(key)), cache, async () => {
+      const found = await this.loader.loadRow(this.reading(), key)
       return found === undefined ? [] : [found]
     })
     return row && this.entity(this.map.isMapped ? { ...row } : row)
@@ -320,12 +287,9 @@ export abstract class Repository<
     options: LoadOptions<DB, Table, Entity> = {},
   ): Promise<Entity[]> {
     const { where = {}, ...rest } = options
-    const key = [this.map.comparable(property, value)]
+    const comparable = this.map.comparable(property, value)
     const query = this.narrowed(this.rows(), this.conditions([where]), rest, 'loadMany')
-    const { sql: text, parameters } = query.compile()
-    const name = `${property} ${text} ${describe(parameters)}`
-    const rows = await this.batched(name, key, (keys) => this.lookUp([property], keys, query))
-    return this.entities(rows)
+    return this.entities(await this.loader.loadMany(this.reading(), property, comparable, query))
   }
 
   /** Whether at least one row matches; the server stops at the first. */
@@ -393,7 +357,7 @@ export abstract class Repository<
         const target = rule.columns(keys)
         if (update === 'none') return target.doNothing()
         const taken = changed.map((column) => [column, sql.ref(`excluded.${column}`)] as const)
-        return target.doUpdateSet({ ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() } as never)
+        return target.doUpdateSet({ ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() })
       })
       .returning(this.map.selection())
       .executeTakeFirst()
@@ -448,7 +412,7 @@ export abstract class Repository<
 
   /** Deletes one row for good, also one that counts as deleted; `false` when it was not there. */
   async purge(id: IdOf<Entity, Key>): Promise<boolean> {
-    const query = this.tables.deleteFrom(this.table).where(this.matching(this.keyOf(id)))
+    const query = this.tables.deleteFrom(this.table).where(this.loader.matching(this.keyOf(id)))
     return (await query.executeTakeFirstOrThrow()).numDeletedRows > 0n
   }
 
@@ -460,7 +424,7 @@ export abstract class Repository<
     const restored = await this.tables
       .updateTable(this.table)
       .set({ ...this.changeMarks(), ...this.aliveMark() })
-      .where(this.matching(this.keyOf(id)))
+      .where(this.loader.matching(this.keyOf(id)))
       .where(sql<SqlBool>`${this.map.reference(deletedAt)} is not null`)
       .returning(this.map.selection())
       .executeTakeFirst()
@@ -480,7 +444,7 @@ export abstract class Repository<
 
   /** The condition that a row has this key, for updates and deletes of your own. */
   protected hasKey(id: IdOf<Entity, Key>): Expression<SqlBool> {
-    return this.matching(this.keyOf(id))
+    return this.loader.matching(this.keyOf(id))
   }
 
   /** A limit or offset as given by a caller, or `INVALID_ARGUMENT` when it is not a whole number from 0. */
@@ -529,100 +493,16 @@ export abstract class Repository<
   }
 
   private async loadByKey(key: readonly unknown[]): Promise<Entity | undefined> {
-    const row = await this.loadRow(key)
+    const row = await this.loader.loadRow(this.reading(), key)
     return row && this.entity(row)
   }
 
-  private loadRow(key: readonly unknown[]): Promise<Row | undefined> {
-    return this.batched(`by key${this.seesDeleted ? ', deleted too' : ''}`, key, (keys) => this.readByKey(keys))
-  }
-
-  private batched<Result>(
-    name: string,
-    key: readonly unknown[],
-    read: (keys: readonly (readonly unknown[])[]) => Promise<readonly Result[]>,
-  ): Promise<Result> {
-    const { currentTransaction, db } = this.database
-    const isRepeatable = currentTransaction === undefined && !db.isTransaction
-    return this.batches.load({ scope: currentTransaction ?? db, name, isRepeatable }, key, read)
-  }
-
-  /** Rows in the order of their keys. */
-  private async readByKey(keys: readonly (readonly unknown[])[]): Promise<readonly (Row | undefined)[]> {
-    const [property, ...more] = this.key
-    const [only] = keys
-    if (keys.length === 1 && only !== undefined) return [await this.readOne(only)]
-    if (property === undefined || more.length > 0) {
-      const found = await this.lookUp(this.key, keys, this.selectable())
-      return found.map(([row]) => row)
+  private reading(): Reading {
+    return {
+      source: this.database as unknown as QuerySource<never>,
+      variant: this.seesDeleted ? 'deleted rows too' : '',
+      rows: () => this.selectable(),
     }
-    const rows = await this.readAny(property, [...new Set(keys.map(([value]) => value))])
-    const byText = new Map(rows.map((row) => [identity(row[property]), row]))
-    const given = new Set<Row>()
-    const found = keys.map(([value]) => {
-      const row = byText.get(identity(value))
-      if (row === undefined || !given.has(row)) return row && (given.add(row), row)
-      // Each caller has an entity of its own.
-      return { ...row }
-    })
-    // The server knows more ways to write one key than we do, for instance in a case-insensitive column.
-    if (given.size === rows.length) return found
-    return Promise.all(found.map((row, index) => row ?? this.readOne(keys[index] ?? [])))
-  }
-
-  private async readOne(key: readonly unknown[]): Promise<Row | undefined> {
-    const values = Object.fromEntries(this.key.map((_, index) => [`key${index}`, key[index]]))
-    const rows = await this.fixed(`one ${this.seesDeleted}`, values, (parameter) =>
-      this.selectable().where(this.matching(this.key.map((_, index) => parameter(`key${index}`)))),
-    )
-    return rows[0]
-  }
-
-  private readAny(property: string, keys: readonly unknown[]): Promise<Row[]> {
-    return this.fixed(`any ${this.seesDeleted}`, { keys }, (parameter) =>
-      this.selectable().where(sql<SqlBool>`${this.map.reference(property)} = any(${parameter('keys')})`),
-    )
-  }
-
-  /** Runs a query that is always the same but for its values, prepared where the database can. */
-  private async fixed(
-    name: string,
-    values: Record<string, unknown>,
-    build: (parameter: (name: string) => unknown) => SelectQueryBuilder<Tables, string, Row>,
-  ): Promise<Row[]> {
-    const { database } = this
-    if (database.prepare === undefined) return build((parameter) => values[parameter]).execute()
-    const prepared =
-      this.prepared.get(name) ??
-      database.prepare((parameter) => build(parameter as (name: string) => unknown) as unknown as Compilable)
-    this.prepared.set(name, prepared)
-    return (await prepared(values)) as Row[]
-  }
-
-  /** For each of the keys, the rows of `query` whose properties have its values. */
-  private async lookUp(
-    properties: readonly string[],
-    keys: readonly (readonly unknown[])[],
-    query: SelectQueryBuilder<Tables, string, Row>,
-  ): Promise<Row[][]> {
-    const names = properties.map((_, index) => `value${index}`)
-    // What is never there gives the arrays the type of their column.
-    const arrays = properties.map((property, index) => {
-      const typed = sql`array(select ${this.map.reference(property)} from ${sql.table(this.table)} where false)`
-      return sql`coalesce(${keys.map((key) => key[index])}, ${typed})`
-    })
-    let matching = query
-    for (const [index, property] of properties.entries()) {
-      matching = matching.where(sql<SqlBool>`${this.map.reference(property)} = ${sql.ref(`wanted.value${index}`)}`)
-    }
-    const wanted = sql.join([...names, 'place'].map((name) => sql.id(name)))
-    const found: RawBuilder<Row> = sql`
-      select wanted.place::integer as "kanta:place", found.*
-      from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
-    const { rows } = await found.execute(this.tables)
-    const results: Row[][] = keys.map(() => [])
-    for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)
-    return results
   }
 
   /** A query for rows of entities, deleted ones only if they are asked for. */
@@ -729,13 +609,8 @@ export abstract class Repository<
     return { key: this.keyIn(ref), version: version as number | undefined }
   }
 
-  private matching(key: readonly unknown[]): Expression<SqlBool> {
-    const parts = this.key.map((property, index) => expressionBuilder()(this.map.reference(property), '=', key[index]))
-    return parts.length === 1 && parts[0] ? parts[0] : expressionBuilder().and(parts)
-  }
-
   private isTarget({ key, version }: Target): Expression<SqlBool> {
-    const parts = [this.matching(key), ...this.alive()]
+    const parts = [this.loader.matching(key), ...this.alive()]
     const { version: property } = this.definition
     if (property !== undefined && version !== undefined) {
       parts.push(sql<SqlBool>`${this.map.reference(property)} = ${version}`)
@@ -808,7 +683,7 @@ export abstract class Repository<
   }
 
   private async refuseOtherVersion({ key }: Target, expected: number): Promise<void> {
-    const row = await this.readOne(key)
+    const row = await this.loader.readRow(this.reading(), key)
     if (row !== undefined) this.refuseVersion(expected, row)
   }
 
@@ -853,16 +728,4 @@ interface Limitable<Result> {
 function list<Item>(value: readonly Item[], refusal: () => DatabaseError): readonly Item[] {
   if (Array.isArray(value)) return value
   throw refusal()
-}
-
-/** What equal keys have in common, as far as is known of them here. */
-function identity(value: unknown): string {
-  if (value instanceof Date) return value.toISOString()
-  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
-  const text = String(value)
-  return /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i.test(text) ? text.toLowerCase() : text
-}
-
-function describe(parameters: readonly unknown[]): string {
-  return JSON.stringify(parameters, (_, value: unknown) => (typeof value === 'bigint' ? `${value}n` : value))
 }

@@ -48,7 +48,8 @@ function table(n: number): string {
 
 function feature(n: number): string {
   return `import type { Kysely } from 'kysely'
-import { type QuerySource, Repository } from '../../src/repository/repository.ts'
+import type { QuerySource } from '../../src/repository/query-source.ts'
+import { Repository } from '../../src/repository/repository.ts'
 import type { DB } from './schema.ts'
 
 export interface Entity${n} {

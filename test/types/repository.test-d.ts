@@ -5,7 +5,8 @@ import type { User } from '../../src/domain/user.ts'
 import type { DB, Likes } from '../../src/generated/schema.ts'
 import { ProductRepository } from '../../src/repositories/product-repository.ts'
 import { UserRepository } from '../../src/repositories/user-repository.ts'
-import { type QuerySource, Repository } from '../../src/repository/repository.ts'
+import type { QuerySource } from '../../src/repository/query-source.ts'
+import { Repository } from '../../src/repository/repository.ts'
 import type { ColumnMap } from '../../src/repository/row-map.ts'
 
 // Nothing in here runs: the compiler is the judge.
