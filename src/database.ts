@@ -26,6 +26,7 @@ import {
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
 import type { EventSource } from './core/events.ts'
+import { RepeatedReads } from './core/repeated-reads.ts'
 import { redisConnectTimeoutMs } from './core/redis-url.ts'
 import type {
   ListenOptions,
@@ -570,6 +571,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
   const report = subscriberReport(parts.engine, config.logger)
   const notifications = openNotifications(parts.engine, listenerSource, config, report)
+  parts.engine.repeats = openRepeatedReads(parts.engine, config)
   const { redis, cache } = await openRedisAndCache(parts, config)
   const messages = redis && openMessages(redis, parts.engine, config, report)
   const replicas = openReplicas(parts, config, context)
@@ -663,6 +665,17 @@ function openReplicas(primary: EngineParts, config: ResolvedConfig, context: Eng
   const replicas = new Replicas(primary, parts, replicaReads)
   primary.engine.replicas = replicas
   return replicas
+}
+
+function openRepeatedReads({ events }: Engine, { repeatedReads, logger }: ResolvedConfig): RepeatedReads | undefined {
+  if (repeatedReads === false) return undefined
+  return new RepeatedReads(repeatedReads, (found) => {
+    events.emit('repeatedRead', found)
+    logger.warn(
+      `the same read ${found.times} times within a second, one after the other, at ${found.callSites.join(', called at ')}. ` +
+        `Read all at once, or start the reads together: ${found.read}`,
+    )
+  })
 }
 
 function openMessages(
@@ -809,6 +822,11 @@ class OpenDatabase<DB> implements Database<DB> {
     engine.events.on('leak', (holder) =>
       config.logger.warn(`a connection has been borrowed for ${describeHolder(holder)}`),
     )
+  }
+
+  /** For repositories, whose reads are sent later than they are asked for. */
+  noteRead(read: string): void {
+    this.#engine.repeats?.see(read)
   }
 
   get currentTransaction(): object | undefined {

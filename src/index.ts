@@ -13,6 +13,7 @@ export type {
 } from './database.ts'
 export { getDatabase, getDatabaseHealth, initializeDatabase, shutdownDatabase } from './default.ts'
 export type { EventSource, Listener } from './core/events.ts'
+export type { RepeatedRead } from './core/repeated-reads.ts'
 export type {
   CallOptions,
   DatabaseEvents,

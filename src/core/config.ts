@@ -68,6 +68,11 @@ export interface PostgresOptions {
    * dead and opened again, so within twice this. `false` leaves it to TCP. @default 10000, `DATABASE_LISTENER_HEARTBEAT_MS`
    */
   readonly listenerHeartbeatMs?: number | false | undefined
+  /**
+   * After how many equal reads in a second, one after the other in one line of work, the logger and the event `repeatedRead` name the place
+   * in the program: one statement could read them all. @default 10 in development, else `false`, `DATABASE_REPEATED_READS`
+   */
+  readonly repeatedReads?: number | false | undefined
   readonly pool?: PoolOptions | undefined
   /** How independent single statements share connections; `false`, `DATABASE_PIPELINE`, gives each one of the pool. */
   readonly pipeline?: PipelineOptions | false | undefined
@@ -316,6 +321,7 @@ export interface ResolvedConfig {
   readonly pool: Complete<PoolOptions>
   readonly queryTimeoutMs: number | false
   readonly listenerHeartbeatMs: number | false
+  readonly repeatedReads: number | false
   /** `false` on the embedded PostgreSQL, which is one connection. */
   readonly pipeline: Complete<PipelineOptions> | false
   readonly preparedStatements: { readonly threshold: number | false; readonly max: number }
@@ -376,6 +382,7 @@ const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_RETRY: 'postgres.retry',
   DATABASE_BREAKER: 'postgres.breaker',
   DATABASE_LISTENER_HEARTBEAT_MS: 'postgres.listenerHeartbeatMs',
+  DATABASE_REPEATED_READS: 'postgres.repeatedReads',
   DATABASE_PIPELINE_CONNECTIONS: 'postgres.pipeline.connections',
   DATABASE_PIPELINE_DEPTH: 'postgres.pipeline.depth',
   DATABASE_PREPARE_THRESHOLD: 'postgres.preparedStatements.threshold',
@@ -475,6 +482,7 @@ const postgresShape = {
   queryTimeoutMs: orOff(milliseconds(1)),
   statementTimeoutMs: milliseconds(0),
   listenerHeartbeatMs: orOff(milliseconds(1)),
+  repeatedReads: orOff(wholeNumber(2, 1_000_000, 'a whole number of reads')),
   pipeline: orOff(
     z.strictObject(
       { connections: wholeNumber(1, 64, 'a whole number'), depth: wholeNumber(1, 10_000, 'a whole number') },
@@ -647,6 +655,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     },
     pool: resolvePool(postgres.pool, environment, target.kind),
     listenerHeartbeatMs: postgres.listenerHeartbeatMs ?? 10_000,
+    repeatedReads: postgres.repeatedReads ?? (environment === 'development' ? 10 : false),
     ...resolveEngine(postgres, target.kind),
     redis,
     cache: resolveCache(valid.cache),

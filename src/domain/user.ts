@@ -35,7 +35,7 @@ export interface UserPage {
   readonly after?: Pick<User, 'createdAt' | 'id'> | undefined
 }
 
-/** Where users are kept. Deleted users are found by `findById` only. */
+/** Where users are kept. Deleted users are not found. */
 export interface UserStore {
   findById(id: string): Promise<User | undefined>
   /** Whatever the case of the letters. */

@@ -3,6 +3,7 @@ import type { CompiledQuery, QueryResult, RootOperationNode } from 'kysely'
 import { type Limits, limitsFrom } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, TimeoutError } from '../core/errors.ts'
 import { Emitter } from '../core/events.ts'
+import type { RepeatedRead, RepeatedReads } from '../core/repeated-reads.ts'
 import { type BreakerSettings, type BreakerState, CircuitBreaker } from '../resilience/circuit-breaker.ts'
 import { pause, type RetrySettings } from '../resilience/retry.ts'
 import type { Channel } from './channel.ts'
@@ -70,6 +71,8 @@ export interface DatabaseEvents {
   query: QueryEvent
   /** A caller got a connection after waiting. */
   acquire: { readonly waitedMs: number }
+  /** Many reads where one would do; only with `repeatedReads`, as in development. */
+  repeatedRead: RepeatedRead
   transaction: {
     readonly outcome: 'committed' | 'rolled back' | 'unknown'
     readonly durationMs: number
@@ -135,6 +138,7 @@ export function engineContext(warn: (message: string) => void = () => undefined)
   const names = [
     'query',
     'acquire',
+    'repeatedRead',
     'transaction',
     'retry',
     'breaker',
@@ -211,6 +215,8 @@ export class Engine implements StatementTarget {
   readonly events: Emitter<DatabaseEvents>
   /** Hears of what was written; none while nobody caches queries. */
   writes: WriteObserver | undefined
+  /** Notices what is read again and again; none in production. */
+  repeats: RepeatedReads | undefined
   /** Takes what may run on a replica; only the engine of a primary that has some. */
   replicas: ReadTarget | undefined
   readonly breaker: CircuitBreaker | undefined
@@ -271,6 +277,7 @@ export class Engine implements StatementTarget {
    * {@link DatabaseError}, or with the reason of the signal.
    */
   async execute<Row>(query: CompiledQuery, options?: CallOptions): Promise<StatementResult<Row>> {
+    if (this.repeats !== undefined && query.query.kind === 'SelectQueryNode') this.repeats.see(query.sql)
     const scope = this.ambient.getStore()?.scope
     if (scope !== undefined) return scope.execute(query, options)
     if (options?.replica && this.replicas !== undefined) return this.replicas.execute(query, options)

@@ -20,6 +20,8 @@ export interface BatchKind {
   readonly name: string
   /** A statement that has failed does not spoil those behind it. */
   readonly isRepeatable: boolean
+  /** Called where the first of a batch is asked for. */
+  onOpen(): void
 }
 
 /**
@@ -38,6 +40,7 @@ export class Batches {
     const batch = batches.get(name)
     if (batch !== undefined) batch.push(call)
     else {
+      kind.onOpen()
       const calls = [call]
       batches.set(name, calls)
       whenIdle(() => {

@@ -26,7 +26,7 @@ import { DatabaseError } from '../core/errors.ts'
 export type ColumnMap<DB, Table extends keyof DB, Entity> = {
   readonly [Property in keyof Entity & string]-?:
     | ColumnHolding<DB[Table], Entity[Property]>
-    | PropertyMapping<ColumnOfName<DB[Table]>, Entity[Property]>
+    | MappingHolding<DB[Table], Entity[Property]>
 }
 
 /**
@@ -42,10 +42,10 @@ export type ColumnMap<DB, Table extends keyof DB, Entity> = {
  * } as const
  * ```
  */
-export interface PropertyMapping<Column extends string = string, Value = never> {
+export interface PropertyMapping<Column extends string, Stored, Value> {
   readonly column: Column
-  fromColumn(stored: never): Value
-  toColumn(value: NonNullable<Value>): unknown
+  readonly fromColumn: (stored: Stored) => Value
+  readonly toColumn: (value: Value) => Stored
 }
 
 /** What each property of an entity is mapped to. */
@@ -60,10 +60,12 @@ interface AnyMapping {
 // Asked for the map that would fit, the compiler names the property that does not; asked for both at once, only `never`.
 export type Fitting<Columns, Wanted> = Columns extends Wanted ? Columns : Wanted
 
-type ColumnOfName<Row> = keyof Row & string
-
 type ColumnHolding<Row, Value> = {
   [Column in keyof Row & string]: [SelectType<Row[Column]>] extends [Value] ? Column : never
+}[keyof Row & string]
+
+type MappingHolding<Row, Value> = {
+  [Column in keyof Row & string]: PropertyMapping<Column, NonNullable<SelectType<Row[Column]>>, NonNullable<Value>>
 }[keyof Row & string]
 
 /** The {@link ColumnMap} of entities that are the rows themselves. */

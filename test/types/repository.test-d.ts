@@ -7,6 +7,7 @@ import { ProductRepository } from '../../src/repositories/product-repository.ts'
 import { UserRepository } from '../../src/repositories/user-repository.ts'
 import type { QuerySource } from '../../src/repository/query-source.ts'
 import { Repository } from '../../src/repository/repository.ts'
+import { op } from '../../src/repository/conditions.ts'
 import type { ColumnMap } from '../../src/repository/row-map.ts'
 
 // Nothing in here runs: the compiler is the judge.
@@ -126,4 +127,95 @@ test('without an entity of its own a repository gives the rows', () => {
     { user_id: string; post_id: string; created_at: Date }[]
   >()
   expectTypeOf<Likes>().toHaveProperty('user_id')
+})
+
+test('op compares with values of the property', () => {
+  products.findMany({ priceMinor: op.between(1, 5), name: op.like('K%'), createdAt: op.gt(new Date()) })
+  users.findMany({ role: op.not(['admin', 'staff']), lastLoginAt: op.not(null), deletedAt: op.not(op.lt(new Date())) })
+  // @ts-expect-error: a price is no text
+  products.findMany({ priceMinor: op.gt('5') })
+  // @ts-expect-error: a pattern is for text
+  products.findMany({ priceMinor: op.like('5%') })
+  // @ts-expect-error: the role is one of an enum
+  users.findMany({ role: op.not('owner') })
+  // @ts-expect-error: made by op, and not as an object
+  products.findMany({ priceMinor: { gt: 5 } })
+})
+
+test('select gives a part of the entity', () => {
+  expectTypeOf(users.findMany({}, { select: ['id', 'name'] })).resolves.toEqualTypeOf<Pick<User, 'id' | 'name'>[]>()
+  // @ts-expect-error: there is no such property
+  users.findMany({}, { select: ['password'] })
+  expectTypeOf(users.findAll()).resolves.toEqualTypeOf<User[]>()
+  expectTypeOf(users.first({ role: 'admin' })).resolves.toEqualTypeOf<User | undefined>()
+})
+
+test('a row is changed by its key, or by what was read', () => {
+  const user = {} as User
+  expectTypeOf(users.update(user, { name: 'Ada' })).resolves.toEqualTypeOf<User>()
+  users.delete({ id: '1', version: 3 })
+  // @ts-expect-error: without its key it is no row
+  users.update({ version: 3 }, { name: 'Ada' })
+  // @ts-expect-error: the version is a number
+  users.update({ id: '1', version: '3' }, { name: 'Ada' })
+  // @ts-expect-error: there is no such property
+  users.upsert({} as never, { conflict: ['mail'] })
+})
+
+test('a key of several properties is an object of all', () => {
+  const columns = { userId: 'user_id', postId: 'post_id' } as const
+  interface Like {
+    readonly userId: string
+    readonly postId: string
+  }
+  class LikeRepository extends Repository<DB, 'likes', Like, typeof columns, 'userId' | 'postId'> {
+    constructor(source: QuerySource<DB>) {
+      super(source, { table: 'likes', columns, key: ['userId', 'postId'] })
+    }
+  }
+  const likes = new LikeRepository(database)
+  likes.findById({ userId: '1', postId: '2' })
+  likes.loadMany('postId', '2', { limit: 3, where: { userId: '1' } })
+  // @ts-expect-error: half a key
+  likes.findById({ userId: '1' })
+  // @ts-expect-error: no key of one value
+  likes.findById('1')
+})
+
+test('a mapped property is what its functions say, of the column that they name', () => {
+  interface Priced {
+    readonly id: string
+    readonly price: { readonly minor: number }
+  }
+  const price = {
+    column: 'price_minor',
+    fromColumn: (minor: number) => ({ minor }),
+    toColumn: ({ minor }: { minor: number }) => minor,
+  } as const
+  const columns = { id: 'id', price } as const
+  class PricedRepository extends Repository<DB, 'products', Priced, typeof columns> {
+    constructor(source: QuerySource<DB>) {
+      super(source, { table: 'products', columns })
+    }
+  }
+  const priced = new PricedRepository(database)
+  expectTypeOf(priced.getById('1')).resolves.toEqualTypeOf<Priced>()
+  priced.update('1', { price: { minor: 5 } })
+  // @ts-expect-error: the property is an amount, and not the number of its column
+  priced.update('1', { price: 5 })
+  const wrongColumn = { id: 'id', price: { ...price, column: 'price' } } as const
+  class Wrong extends Repository<DB, 'products', Priced, typeof wrongColumn> {
+    constructor(source: QuerySource<DB>) {
+      // @ts-expect-error: there is no such column
+      super(source, { table: 'products', columns: wrongColumn })
+    }
+  }
+  const wrongType = { id: 'id', price: { ...price, column: 'name' } } as const
+  class WrongType extends Repository<DB, 'products', Priced, typeof wrongType> {
+    constructor(source: QuerySource<DB>) {
+      // @ts-expect-error: the column holds text, and the functions take a number
+      super(source, { table: 'products', columns: wrongType })
+    }
+  }
+  expectTypeOf<Wrong | WrongType>().not.toBeAny()
 })

@@ -1,0 +1,177 @@
+import {
+  type Expression,
+  type Kysely,
+  type RawBuilder,
+  type SelectQueryBuilder,
+  type SqlBool,
+  expressionBuilder,
+  sql,
+} from 'kysely'
+import { Batches } from './batches.ts'
+import type { Compilable, QuerySource } from './query-source.ts'
+import type { RowMap } from './row-map.ts'
+
+// TypeScript cannot follow Kysely's types through an open DB; names are checked by the map, values by the callers' types.
+export type Tables = Record<string, Record<string, unknown>>
+export type Row = Record<string, unknown>
+type RowQuery = SelectQueryBuilder<Tables, string, Row>
+
+/** Where and what a repository, or a copy of it, reads just now. */
+export interface Reading {
+  readonly source: QuerySource<never>
+  /** What distinguishes it from other copies of the repository. */
+  readonly variant: string
+  /** A query for all rows that there are to it. */
+  rows(): RowQuery
+}
+
+type Key = readonly unknown[]
+
+/** Reads the rows of one table by their keys: those of one tick in one statement, which is prepared where the database can. */
+export class RowLoader {
+  readonly #map: RowMap
+  readonly #key: readonly string[]
+  readonly #batches = new Batches()
+  readonly #prepared = new Map<string, (values: object) => Promise<unknown[]>>()
+
+  constructor(map: RowMap, key: readonly string[]) {
+    this.#map = map
+    this.#key = key
+  }
+
+  /** The row with this key. */
+  loadRow(reading: Reading, key: Key): Promise<Row | undefined> {
+    return this.#batched(reading, `key ${reading.variant}`, key, (keys) => this.#readAll(reading, keys))
+  }
+
+  /** The rows of `query` whose property has this value. */
+  loadMany(reading: Reading, property: string, value: unknown, query: RowQuery): Promise<Row[]> {
+    const { sql: text, parameters } = query.compile()
+    const name = `${property} ${text} ${described(parameters)}`
+    return this.#batched(reading, name, [value], (keys) => this.#lookUp(reading, [property], keys, query))
+  }
+
+  /** The row with this key, by a statement of its own. */
+  async readRow(reading: Reading, key: Key): Promise<Row | undefined> {
+    const names = this.#key.map((_, index) => `key${index}`)
+    const values = Object.fromEntries(names.map((name, index) => [name, key[index]]))
+    const rows = await this.#fixed(reading, 'one', values, (parameter) =>
+      reading.rows().where(this.matching(names.map((name) => parameter(name)))),
+    )
+    return rows[0]
+  }
+
+  /** The condition that a row has this key. */
+  matching(key: Key): Expression<SqlBool> {
+    const parts = this.#key.map((property, index) =>
+      expressionBuilder()(this.#map.reference(property), '=', key[index]),
+    )
+    return parts.length === 1 && parts[0] ? parts[0] : expressionBuilder().and(parts)
+  }
+
+  #batched<Result>(
+    { source }: Reading,
+    name: string,
+    key: Key,
+    read: (keys: readonly Key[]) => Promise<readonly Result[]>,
+  ): Promise<Result> {
+    const { currentTransaction, db } = source
+    const onOpen = (): void => source.noteRead?.(`${this.#map.table} by ${name}`)
+    const isRepeatable = currentTransaction === undefined && !db.isTransaction
+    return this.#batches.load({ scope: currentTransaction ?? db, name, isRepeatable, onOpen }, key, read)
+  }
+
+  /** Rows in the order of their keys. */
+  async #readAll(reading: Reading, keys: readonly Key[]): Promise<readonly (Row | undefined)[]> {
+    const [property, ...more] = this.#key
+    const [only] = keys
+    if (keys.length === 1 && only !== undefined) return [await this.readRow(reading, only)]
+    if (property === undefined || more.length > 0) {
+      const found = await this.#lookUp(reading, this.#key, keys, reading.rows())
+      return found.map(([row]) => row)
+    }
+    const rows = await this.#readAny(reading, property, [...new Set(keys.map(([value]) => value))])
+    const { found, isComplete } = inOrderOf(keys, rows, property)
+    // The server knows more ways to write one key than we do, for instance in a case-insensitive column.
+    return isComplete
+      ? found
+      : Promise.all(found.map(async (row, index) => row ?? this.readRow(reading, keys[index] ?? [])))
+  }
+
+  #readAny(reading: Reading, property: string, keys: readonly unknown[]): Promise<Row[]> {
+    return this.#fixed(reading, 'any', { keys }, (parameter) =>
+      reading.rows().where(sql<SqlBool>`${this.#map.reference(property)} = any(${parameter('keys')})`),
+    )
+  }
+
+  /** Runs a query that is always the same but for its values. */
+  async #fixed(
+    { source, variant }: Reading,
+    name: string,
+    values: Row,
+    build: (parameter: (name: string) => unknown) => RowQuery,
+  ): Promise<Row[]> {
+    if (source.prepare === undefined) return build((parameter) => values[parameter]).execute()
+    const prepared =
+      this.#prepared.get(name + variant) ??
+      source.prepare((parameter) => build(parameter as (name: string) => unknown) as unknown as Compilable)
+    this.#prepared.set(name + variant, prepared)
+    return (await prepared(values)) as Row[]
+  }
+
+  /** For each of the keys, the rows of `query` whose properties have its values. */
+  async #lookUp(
+    { source }: Reading,
+    properties: readonly string[],
+    keys: readonly Key[],
+    query: RowQuery,
+  ): Promise<Row[][]> {
+    const names = properties.map((_, index) => `value${index}`)
+    // What is never there gives the arrays the type of their column.
+    const arrays = properties.map((property, index) => {
+      const typed = sql`array(select ${this.#map.reference(property)} from ${sql.table(this.#map.table)} where false)`
+      return sql`coalesce(${keys.map((key) => key[index])}, ${typed})`
+    })
+    let matching = query
+    for (const [index, property] of properties.entries()) {
+      matching = matching.where(sql<SqlBool>`${this.#map.reference(property)} = ${sql.ref(`wanted.value${index}`)}`)
+    }
+    const wanted = sql.join([...names, 'place'].map((name) => sql.id(name)))
+    const found: RawBuilder<Row> = sql`
+      select wanted.place::integer as "kanta:place", found.*
+      from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
+    const { rows } = await found.execute(source.db as Kysely<never>)
+    const results: Row[][] = keys.map(() => [])
+    for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)
+    return results
+  }
+}
+
+/** Each caller has a row of its own. `isComplete`: each row is that of a key. */
+function inOrderOf(
+  keys: readonly Key[],
+  rows: readonly Row[],
+  property: string,
+): { readonly found: readonly (Row | undefined)[]; readonly isComplete: boolean } {
+  const left = new Map(rows.map((row) => [identity(row[property]), row]))
+  const given = new Set<Row>()
+  const found = keys.map(([value]) => {
+    const row = left.get(identity(value))
+    if (row === undefined || given.has(row)) return row && { ...row }
+    given.add(row)
+    return row
+  })
+  return { found, isComplete: given.size === rows.length }
+}
+
+/** What equal keys have in common, as far as is known of them here. */
+function identity(value: unknown): string {
+  if (value instanceof Date) return value.toISOString()
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
+  const text = String(value)
+  return /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i.test(text) ? text.toLowerCase() : text
+}
+
+function described(parameters: readonly unknown[]): string {
+  return JSON.stringify(parameters, (_, value: unknown) => (typeof value === 'bigint' ? `${value}n` : value))
+}
