@@ -825,8 +825,10 @@ class OpenDatabase<DB> implements Database<DB> {
   }
 
   /** For repositories, whose reads are sent later than they are asked for. */
-  noteRead(read: string): void {
-    this.#engine.repeats?.see(read)
+  noteRead(read: string, isShared: boolean): void {
+    const { repeats } = this.#engine
+    if (isShared) repeats?.unsee(read)
+    else repeats?.see(read)
   }
 
   get currentTransaction(): object | undefined {

@@ -27,6 +27,7 @@ import { openPgbench, type Pgbench } from './pgbench.ts'
 import { openProgress, type Progress } from './progress.ts'
 import { measureReplicaReads } from './replica-reads.ts'
 import { formatReport } from './report.ts'
+import { measureRepositories } from './repository.ts'
 import { describeMachine, failures, judge, type Results, toJson } from './results.ts'
 import { type BenchServer, openServer } from './server.ts'
 import { measureStreams } from './streaming.ts'
@@ -48,7 +49,7 @@ interface Stage {
   readonly workers: Worker[]
 }
 
-type Measured = Pick<Results, 'bulk' | 'cache' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'workloads'>
+type Measured = Omit<Results, 'machine' | 'options' | 'remarks' | 'versions'>
 
 /** Each turn takes some seconds, and varies little. */
 const mostStreamRounds = 7
@@ -117,6 +118,9 @@ async function measureAll(
     bulk: options.parts.has('bulk')
       ? await tryBulk(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
       : undefined,
+    duels: options.parts.has('repository')
+      ? await tryRepositories(server, Math.min(options.rounds, 9), remarks, progress)
+      : [],
     cache: options.parts.has('cache') ? await tryCache(Math.min(options.rounds, 9), remarks, progress) : undefined,
     replicaReads: options.parts.has('replicas') ? await tryReplicaReads(schedule, remarks, progress) : undefined,
     imports: options.parts.has('import') ? await tryImports(remarks, progress) : undefined,
@@ -163,6 +167,21 @@ async function tryBulk(
   } catch (error) {
     remarks.push(`Writing many rows was not measured. ${(error as Error).message.trim()}`)
     return undefined
+  }
+}
+
+async function tryRepositories(
+  server: BenchServer,
+  rounds: number,
+  remarks: string[],
+  progress: Progress,
+): Promise<Results['duels']> {
+  progress.step('repositories')
+  try {
+    return await measureRepositories(server.url, connections, rounds)
+  } catch (error) {
+    remarks.push(`Repositories were not measured. ${(error as Error).message.trim()}`)
+    return []
   }
 }
 

@@ -9,6 +9,8 @@ import {
   cacheHead,
   cacheRemark,
   cacheTable,
+  duelHead,
+  duelTable,
   formatCount,
   formatRange,
   machineLine,
@@ -33,7 +35,7 @@ export function writeMarkdown(file: string, results: Results): void {
 }
 
 function formatMarkdown(results: Results): string {
-  const { workloads, versions, curve, streams, bulk, cache, replicaReads, imports } = results
+  const { workloads, versions, curve, streams, bulk, duels, cache, replicaReads, imports } = results
   const columns = workloads.map(({ workload }) => workload.title)
   const speed = contenderNames
     .filter((name) => workloads.some(({ slices }) => slices.has(name)))
@@ -74,6 +76,7 @@ function formatMarkdown(results: Results): string {
       table(streamHead, streamRows(streams)),
     )
   if (bulk) sections.push('A hundred thousand rows, written:', table(bulkHead, bulkTable(bulk)))
+  if (duels.length > 0) sections.push('Repositories and what is built on them:', table(duelHead, duelTable(duels)))
   if (cache)
     sections.push('The cache, values of 450 bytes a row:', table(cacheHead, cacheTable(cache)), cacheRemark(cache))
   if (replicaReads) {

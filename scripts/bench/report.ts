@@ -2,6 +2,7 @@
 
 import { stripVTControlCharacters, styleText } from 'node:util'
 import { bulkBaseline, bulkRatio, type BulkResults } from './bulk.ts'
+import { type DuelResult, duelRatio } from './duel.ts'
 import { cacheBaseline, cacheRatio, type CacheResults } from './cache.ts'
 import { baseline, type ContenderName } from './contender.ts'
 import {
@@ -27,6 +28,7 @@ export function formatReport(results: Results): string {
     ...(results.curve ? [formatCurve(results.curve)] : []),
     ...(results.streams ? [formatStreams(results.streams)] : []),
     ...(results.bulk ? [formatBulk(results.bulk)] : []),
+    ...(results.duels.length > 0 ? [formatDuels(results.duels)] : []),
     ...(results.cache ? [formatCache(results.cache)] : []),
     ...(results.replicaReads ? [formatReplicaReads(results.replicaReads)] : []),
     ...(results.imports ? [formatImports(results.imports)] : []),
@@ -166,6 +168,23 @@ export const bulkHead: readonly string[] = ['', 'rows/s', `× ${bulkBaseline}`, 
 
 function formatBulk(results: BulkResults): string {
   return `${styleText('bold', 'A hundred thousand rows, written')}\n${align([bulkHead, ...bulkTable(results)])}`
+}
+
+/** What is said of each way to do a piece of work: operations per second, and how many times as fast kanta is. */
+export function duelTable(duels: readonly DuelResult[]): string[][] {
+  return duels.flatMap((duel) =>
+    duel.speeds.map(({ name, speeds }, place) => {
+      const ratio = duelRatio(duel, name)
+      const times = place === 0 ? ['', ''] : [ratio.median.toFixed(2), formatRange(ratio)]
+      return [place === 0 ? duel.work : '', name, `${formatCount(median(speeds))} ${duel.unit}`, ...times]
+    }),
+  )
+}
+
+export const duelHead: readonly string[] = ['', '', 'per second', 'kanta is ×', 'range']
+
+function formatDuels(duels: readonly DuelResult[]): string {
+  return `${styleText('bold', 'Repositories')}\n${align([duelHead, ...duelTable(duels)])}`
 }
 
 /** What is said of a work of the cache: operations per second of both, and how many times as fast kanta is. */

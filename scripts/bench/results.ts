@@ -2,6 +2,7 @@
 
 import { cpus, release, totalmem, type } from 'node:os'
 import { bulkRatio, type BulkResults, bulkRows } from './bulk.ts'
+import { type DuelResult, duelRatio } from './duel.ts'
 import { cacheBaseline, cacheRatio, type CacheResults } from './cache.ts'
 import type { ContenderName } from './contender.ts'
 import type { ImportTimes } from './import-time.ts'
@@ -30,6 +31,8 @@ export interface Results {
   readonly curve: CurveResult | undefined
   readonly streams: StreamResults | undefined
   readonly bulk: BulkResults | undefined
+  /** Of repositories and what is built on them; empty where they were not measured. */
+  readonly duels: readonly DuelResult[]
   readonly cache: CacheResults | undefined
   readonly replicaReads: ReplicaReads | undefined
   readonly imports: ImportTimes | undefined
@@ -90,6 +93,18 @@ export function judge(results: Results): Verdict[] {
         wanted: `≥ ${atLeast} × ${against}`,
         measured: ratio?.toFixed(2) ?? '–',
         met: ratio !== undefined && ratio >= atLeast,
+      })
+    }
+  }
+  for (const duel of results.duels) {
+    for (const { name, target } of duel.speeds) {
+      if (target === undefined) continue
+      const { median } = duelRatio(duel, name)
+      verdicts.push({
+        title: duel.work,
+        wanted: `≥ ${target} × ${name}`,
+        measured: median.toFixed(2),
+        met: median >= target,
       })
     }
   }

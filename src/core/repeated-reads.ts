@@ -50,6 +50,14 @@ export class RepeatedReads {
     if (entry.times === this.#threshold) this.#tell(entry.read, entry.times)
   }
 
+  /** The read shares a statement with others that started with it: whoever asks in this way is no loop. */
+  unsee(read: string): void {
+    const history = this.#context.getStore() ?? []
+    this.#context.enterWith(
+      history.map((entry) => (entry.read === read ? { ...entry, times: Math.max(0, entry.times - 1) } : entry)),
+    )
+  }
+
   #tell(read: string, times: number): void {
     const callSites = callersOf()
     const place = `${read} ${callSites.join(' ')}`

@@ -20,8 +20,8 @@ export interface BatchKind {
   readonly name: string
   /** A statement that has failed does not spoil those behind it. */
   readonly isRepeatable: boolean
-  /** Called where the first of a batch is asked for. */
-  onOpen(): void
+  /** Called with each, where it is asked for; all but the first of a batch are shared. */
+  onCall(isShared: boolean): void
 }
 
 /**
@@ -38,9 +38,9 @@ export class Batches {
     const { promise, resolve, reject } = Promise.withResolvers<Result>()
     const call = { key, resolve, reject } as Call
     const batch = batches.get(name)
+    kind.onCall(batch !== undefined)
     if (batch !== undefined) batch.push(call)
     else {
-      kind.onOpen()
       const calls = [call]
       batches.set(name, calls)
       whenIdle(() => {

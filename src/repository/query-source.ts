@@ -9,8 +9,8 @@ export interface QuerySource<DB> {
   readonly db: Kysely<DB>
   /** Stands for the transaction of the async context. */
   readonly currentTransaction?: object | undefined
-  /** Hears of reads where they are asked for. */
-  noteRead?(read: string): void
+  /** Hears of reads where they are asked for. `isShared`: by a statement that others have begun in this tick. */
+  noteRead?(read: string, isShared: boolean): void
   transaction?<T>(work: () => Promise<T>): Promise<T>
   prepare?(build: (parameter: (name: never) => Expression<never>) => Compilable): (values: object) => Promise<unknown[]>
   cached?<Row>(

@@ -25,7 +25,7 @@ import {
 } from './row-map.ts'
 import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
 import { type Reading, type Row, RowLoader, type Tables } from './row-loader.ts'
-import { type StandardSchema, validated } from './validation.ts'
+import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
 export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key, Property = keyof Columns> {
@@ -217,7 +217,7 @@ export abstract class Repository<
     const key = this.keyOf(id)
     const { cache } = this.definition
     // A transaction that is passed by hand has no cache.
-    if (cache === undefined || this.database.cached === undefined) return (await this.loadByKey(key)) as Entity
+    if (cache === undefined || this.database.cached === undefined) return this.loadByKey(key)
     const [row] = await this.database.cached(this.selectable().where(this.loader.matching(key)), cache, async () => {
       const found = await this.loader.loadRow(this.reading(), key)
       return found === undefined ? [] : [found]
@@ -324,10 +324,10 @@ export abstract class Repository<
    * statements of thousands, see {@link Database.insertMany}.
    */
   async createMany(values: readonly NewValues<DB[Table], Columns>[]): Promise<Entity[]> {
-    const rows: Row[] = []
-    for (const item of list(values, () => this.map.refusal('createMany takes a list'))) {
-      rows.push(await this.newRow(item, 'createMany'))
-    }
+    const given = list(values, () => this.map.refusal('createMany takes a list'))
+    const schema = this.definition.validate?.create
+    const valid = schema ? await validatedAll(schema, given, this.table) : given
+    const rows = valid.map((item) => this.map.toRow(item, 'createMany'))
     if (rows.length === 0) return []
     const { database } = this
     if (database.insertMany === undefined) return this.transaction((inside) => inside.insertInChunks(rows))

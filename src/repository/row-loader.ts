@@ -1,6 +1,5 @@
 import {
   type Expression,
-  type Kysely,
   type RawBuilder,
   type SelectQueryBuilder,
   type SqlBool,
@@ -76,9 +75,9 @@ export class RowLoader {
     read: (keys: readonly Key[]) => Promise<readonly Result[]>,
   ): Promise<Result> {
     const { currentTransaction, db } = source
-    const onOpen = (): void => source.noteRead?.(`${this.#map.table} by ${name}`)
+    const onCall = (isShared: boolean): void => source.noteRead?.(`${this.#map.table} by ${name}`, isShared)
     const isRepeatable = currentTransaction === undefined && !db.isTransaction
-    return this.#batches.load({ scope: currentTransaction ?? db, name, isRepeatable, onOpen }, key, read)
+    return this.#batches.load({ scope: currentTransaction ?? db, name, isRepeatable, onCall }, key, read)
   }
 
   /** Rows in the order of their keys. */
@@ -113,8 +112,7 @@ export class RowLoader {
   ): Promise<Row[]> {
     if (source.prepare === undefined) return build((parameter) => values[parameter]).execute()
     const prepared =
-      this.#prepared.get(name + variant) ??
-      source.prepare((parameter) => build(parameter as (name: string) => unknown) as unknown as Compilable)
+      this.#prepared.get(name + variant) ?? source.prepare((parameter) => build(parameter) as unknown as Compilable)
     this.#prepared.set(name + variant, prepared)
     return (await prepared(values)) as Row[]
   }
@@ -140,7 +138,7 @@ export class RowLoader {
     const found: RawBuilder<Row> = sql`
       select wanted.place::integer as "kanta:place", found.*
       from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
-    const { rows } = await found.execute(source.db as Kysely<never>)
+    const { rows } = await found.execute(source.db)
     const results: Row[][] = keys.map(() => [])
     for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)
     return results

@@ -28,9 +28,28 @@ interface SchemaIssue {
 export async function validated(schema: StandardSchema, values: object, table: string, call: string): Promise<object> {
   const result = await schema['~standard'].validate(values)
   if (result.issues === undefined) return result.value as object
-  const issues = result.issues.map(({ message, path = [] }) => ({ message, path: pathText(path) }))
+  throw refusalOf(result.issues, table, call)
+}
+
+/** {@link validated} for a list; the path of an issue begins with the place in it. */
+export async function validatedAll(
+  schema: StandardSchema,
+  list: readonly object[],
+  table: string,
+): Promise<readonly object[]> {
+  const results = await Promise.all(list.map(async (values) => schema['~standard'].validate(values)))
+  const issues = results.flatMap((result, place) =>
+    (result.issues ?? []).map(({ message, path = [] }) => ({ message, path: [place, ...path] })),
+  )
+  if (issues.length > 0) throw refusalOf(issues, table, 'createMany')
+  return results.map((result) => ('value' in result ? (result.value as object) : {}))
+}
+
+function refusalOf(found: readonly SchemaIssue[], table: string, call: string): ValidationError {
+  const issues = found.map(({ message, path = [] }) => ({ message, path: pathText(path) }))
   const places = [...new Set(issues.map(({ path }) => path || 'the values as a whole'))].join(', ')
-  throw new ValidationError(`${table}: ${call} was given values that its schema refuses: ${places}. See issues.`, {
+  const shown = places.length > 300 ? `${places.slice(0, 300)}…` : places
+  return new ValidationError(`${table}: ${call} was given values that its schema refuses: ${shown}. See issues.`, {
     table,
     issues,
   })

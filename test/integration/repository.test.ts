@@ -209,12 +209,13 @@ describe('reads by key', () => {
       'INVALID_DATA',
       3,
     ])
+    let inside: unknown[] = []
     await database
       .transaction(async () => {
-        const inside = await Promise.allSettled(ids.map((id) => articles.getById(id)))
-        expect(inside).toMatchObject(ids.map(() => ({ reason: { code: 'INVALID_DATA' } })))
+        inside = await Promise.allSettled(ids.map((id) => articles.getById(id)))
       })
       .catch(() => undefined)
+    expect(inside).toMatchObject(ids.map(() => ({ reason: { code: 'INVALID_DATA' } })))
   })
 
   test('a key of several properties', async () => {
@@ -365,8 +366,9 @@ describe('many rows', () => {
     const articles = new Articles(await open())
     const twice = [{ title: 'One' }, { title: 'Two' }, { title: 'One' }]
     await expect(articles.createMany(twice)).rejects.toMatchObject({ code: 'UNIQUE_VIOLATION' })
-    const refused = articles.createMany([{ title: 'One' }, { title: ' ' }])
-    await expect(refused).rejects.toBeInstanceOf(ValidationError)
+    const refused = await articles.createMany([{ title: 'One' }, { title: ' ' }]).catch((error: unknown) => error)
+    expect(refused).toBeInstanceOf(ValidationError)
+    expect(refused).toMatchObject({ issues: [{ path: '1.title' }] })
     expect(await articles.count()).toBe(0)
   })
 
@@ -581,7 +583,9 @@ describe('a loop of reads', () => {
 
   test('is none where reads start together, or many requests read the same once', async () => {
     const { articles, found } = await watched()
-    await Promise.all(Array.from({ length: 20 }, (_, n) => articles.findById(n + 1)))
+    for (let round = 0; round < 10; round += 1) {
+      await Promise.all(Array.from({ length: 20 }, (_, n) => articles.findById(n + 1)))
+    }
     const request = async (id: number): Promise<void> => {
       await new Promise((resolve) => setImmediate(resolve))
       await articles.findById(id)
