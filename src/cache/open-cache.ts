@@ -50,9 +50,10 @@ export interface OpenCache {
 export function openCache(
   settings: CacheSettings,
   redis: CacheRedis | undefined,
-  { transactions, context }: CacheTransactions,
+  surroundings: CacheTransactions,
   observer: CacheObserver,
 ): OpenCache {
+  const { transactions } = surroundings
   const { leaseMs, maxTtlMs, memory, codec, compressAboveBytes } = settings
   // A value is kept for its time, and for as long as it may be given stale; its lease began before.
   const maxLifeMs = 2 * maxTtlMs + leaseMs
@@ -91,7 +92,7 @@ export function openCache(
   let hasEnded = false
   const writeBehind = <T>(options: WriteBehindOptions<T>): WriteBehind<T> => {
     if (hasEnded) throw databaseClosed()
-    const outside = context()
+    const outside = surroundings.context()
     const queue = new WriteQueue(options, {
       transact: (work) => outside(() => transactions.run(work)),
       afterCommit(work, ifUnknown) {

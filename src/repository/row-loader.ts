@@ -1,13 +1,6 @@
-import {
-  type Expression,
-  type RawBuilder,
-  type SelectQueryBuilder,
-  type SqlBool,
-  expressionBuilder,
-  sql,
-} from 'kysely'
+import { type Expression, type RawBuilder, type SelectQueryBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
 import { Batches } from './batches.ts'
-import type { Compilable, QuerySource } from './query-source.ts'
+import type { QuerySource } from './query-source.ts'
 import type { RowMap } from './row-map.ts'
 
 // TypeScript cannot follow Kysely's types through an open DB; names are checked by the map, values by the callers' types.
@@ -112,7 +105,8 @@ export class RowLoader {
   ): Promise<Row[]> {
     if (source.prepare === undefined) return build((parameter) => values[parameter]).execute()
     const prepared =
-      this.#prepared.get(name + variant) ?? source.prepare((parameter) => build(parameter) as unknown as Compilable)
+      this.#prepared.get(name + variant) ??
+      source.prepare((parameter: (name: never) => unknown) => build((name) => parameter(name as never)))
     this.#prepared.set(name + variant, prepared)
     return (await prepared(values)) as Row[]
   }
