@@ -106,7 +106,7 @@ export class RowLoader {
     if (source.prepare === undefined) return build((parameter) => values[parameter]).execute()
     const prepared =
       this.#prepared.get(name + variant) ??
-      source.prepare((parameter: (name: never) => unknown) => build((name) => parameter(name as never)))
+      source.prepare((parameter: (name: never) => unknown) => build((placeholder) => parameter(placeholder as never)))
     this.#prepared.set(name + variant, prepared)
     return (await prepared(values)) as Row[]
   }
