@@ -37,8 +37,11 @@ export interface LeaseHolder {
 /** What a borrower says of itself. */
 export interface LeaseRequest {
   readonly purpose: string
+  /** Of the whole call: all of its attempts come with the same object. */
   readonly limits?: Limits | undefined
   readonly origin?: CallSite | undefined
+  /** What to reject with when the limits of the call ran out, and not those of the pool. @default what the pool lacked */
+  readonly outOfTime?: ((lack: DatabaseError) => DatabaseError) | undefined
 }
 
 /** Where the program asked; put into words only when the lease is reported. */
@@ -108,6 +111,8 @@ export class Pool {
   readonly #waiters = new Set<Waiter>()
   #opening = 0
   #reluctance: Reluctance | undefined
+  /** Calls, by their limits, that have waited for an attempt which failed: their repetitions do not wait for another. */
+  readonly #refused = new WeakSet<Limits>()
   #asking: NodeJS.Timeout | undefined
   readonly #connecting = new AbortController()
   /** Farewells under way. */
@@ -138,16 +143,19 @@ export class Pool {
 
   /**
    * Borrows a connection, which {@link Session.release} gives back. Rejects with `POOL_TIMEOUT` when none became free
-   * in time, `POOL_OVERLOADED` when too many wait already, a `ConnectionError` when none could be opened,
-   * `DATABASE_CLOSED` after {@link close}, and with the signal's reason when it is aborted.
+   * in time, `POOL_OVERLOADED` when too many wait already, a `ConnectionError` when none could be opened: of a server that
+   * has refused one, the next attempt is waited for, once for each call. `DATABASE_CLOSED` after {@link close}, and with the signal's reason when it is aborted.
    */
   acquire(request: LeaseRequest): Promise<Session> {
     if (this.#closing) return Promise.reject(databaseClosed())
     const session = this.tryAcquire(request)
     if (session) return Promise.resolve(session)
     const { maxWaiting } = this.#settings
-    if (this.#waiters.size >= maxWaiting) return Promise.reject(this.#overloaded(maxWaiting))
-    if (this.#isHopeless && this.#pauseMs() > 0) return Promise.reject(this.#unconnected(this.#reluctance?.cause))
+    const isFull = this.#waiters.size >= maxWaiting
+    if (this.#isRefused && (isFull || (this.#opening === 0 && this.#comesTooEarly(request)))) {
+      return Promise.reject(this.#unconnected(this.#reluctance?.cause))
+    }
+    if (isFull) return Promise.reject(this.#overloaded(maxWaiting))
     return new Promise((resolve, reject) => this.#wait(request, resolve, reject))
   }
 
@@ -202,8 +210,8 @@ export class Pool {
 
   #wait(request: LeaseRequest, resolve: (session: Session) => void, reject: (reason: unknown) => void): void {
     const began = performance.now()
-    const { deadline = Number.POSITIVE_INFINITY, signal } = request.limits ?? {}
-    const limitMs = Math.max(0, Math.min(this.#settings.acquireTimeoutMs, deadline - began))
+    const { signal } = request.limits ?? {}
+    const limitMs = this.#limitMs(request)
     const onAbort = (): void => settle(signal?.reason)
     const settle = (outcome: unknown): void => {
       this.#waiters.delete(waiter)
@@ -214,10 +222,27 @@ export class Pool {
       resolve(outcome)
     }
     const waiter: Waiter = { request, settle }
-    const timer = setTimeout(() => settle(this.#waitedInVain(Math.round(limitMs))), limitMs)
+    const onTimeout = (): void => {
+      const lack = this.#waitedInVain(Math.round(limitMs))
+      settle(limitMs < this.#settings.acquireTimeoutMs ? (request.outOfTime?.(lack) ?? lack) : lack)
+    }
+    const timer = setTimeout(onTimeout, limitMs)
     signal?.addEventListener('abort', onAbort, { once: true })
     this.#waiters.add(waiter)
     this.#openForWaiters()
+  }
+
+  /** How long a caller waits, from now. */
+  #limitMs({ limits }: LeaseRequest): number {
+    const { deadline = Number.POSITIVE_INFINITY } = limits ?? {}
+    return Math.max(0, Math.min(this.#settings.acquireTimeoutMs, deadline - performance.now()))
+  }
+
+  /** The next attempt is not this caller's: it has waited for one, or has no time to. */
+  #comesTooEarly(request: LeaseRequest): boolean {
+    const pauseMs = this.#pauseMs()
+    if (pauseMs <= 0) return false
+    return pauseMs >= this.#limitMs(request) || (request.limits !== undefined && this.#refused.has(request.limits))
   }
 
   /** Opens as many connections as there are callers without one, within the limit; one where the last could not be. */
@@ -242,9 +267,9 @@ export class Pool {
     return this.#reluctance === undefined ? 0 : this.#reluctance.until - performance.now()
   }
 
-  /** Nothing can come back, nothing is on its way, and it was no accident. */
-  get #isHopeless(): boolean {
-    return this.#sessions.size === 0 && this.#opening === 0 && (this.#reluctance?.times ?? 0) > 1
+  /** Nothing can come back, and that the server took no connection was no accident. */
+  get #isRefused(): boolean {
+    return this.#sessions.size === 0 && (this.#reluctance?.times ?? 0) > 1
   }
 
   async #open(): Promise<void> {
@@ -252,6 +277,7 @@ export class Pool {
     try {
       const client = await this.source.connect({ signal: this.#connecting.signal })
       this.#opening -= 1
+      const wasReluctant = this.#reluctance !== undefined
       this.#reluctance = undefined
       const channel = new Channel(client, this.#prepared, () => session.died())
       const session = new Session(channel, this.#settings, this.source, this.#observer, {
@@ -260,13 +286,15 @@ export class Pool {
       })
       this.#sessions.add(session)
       this.#offer(session)
+      // Others have waited for this one attempt.
+      if (wasReluctant) this.#openForWaiters()
     } catch (error) {
       this.#opening -= 1
       this.#noteReluctance(error)
       // One failed attempt answers one caller, so that an accident does not fan out.
       const [waiter] = this.#waiters
-      waiter?.settle(this.#unconnected(error))
-      if (this.#isHopeless) for (const other of [...this.#waiters]) other.settle(this.#unconnected(error))
+      if (waiter) this.#refuse(waiter, error)
+      if (this.#isRefused && this.#opening === 0) for (const other of [...this.#waiters]) this.#refuse(other, error)
       this.#openForWaiters()
       this.#checkEmpty()
     }
@@ -279,6 +307,12 @@ export class Pool {
     if (now < until) return
     const pauseMs = Math.min(firstPauseMs * 2 ** times, longestPauseMs)
     this.#reluctance = { times: times + 1, cause, until: now + pauseMs * (0.5 + Math.random() / 2) }
+  }
+
+  #refuse(waiter: Waiter, cause: unknown): void {
+    const { limits } = waiter.request
+    if (limits !== undefined) this.#refused.add(limits)
+    waiter.settle(this.#unconnected(cause))
   }
 
   /** For each caller one of its own. */

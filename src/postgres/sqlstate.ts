@@ -198,6 +198,10 @@ const neutralCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
 export function verdictOf(error: unknown): 'healthy' | 'neutral' | 'unhealthy' {
   const code = isDatabaseError(error) ? error.code : classify(error, {})
   if (unhealthyCodes.has(code)) return 'unhealthy'
+  // Its time was over before it had a connection: what that lacked says more.
+  if (code === 'TRANSACTION_TIMEOUT' && isDatabaseError(error) && isDatabaseError(error.cause)) {
+    return verdictOf(error.cause)
+  }
   const isFromServer = isDatabaseError(error) ? error.sqlState !== undefined : isServerReport(error)
   return isFromServer && !neutralCodes.has(code) ? 'healthy' : 'neutral'
 }

@@ -141,7 +141,8 @@ export class Transactions {
     origin: CallSite | undefined,
   ): Promise<T> {
     const engine = this.#engine
-    const lease = { purpose: 'a transaction', limits, origin }
+    const outOfTime = (lack: DatabaseError): DatabaseError => unconnectedInTime(limits, lack)
+    const lease = { purpose: 'a transaction', limits, origin, outOfTime }
     let failure: unknown
     let session: Session | undefined
     try {
@@ -241,6 +242,15 @@ function beginSql({ isolationLevel, accessMode, deferrable }: TransactionOptions
     deferrable === undefined ? undefined : deferrable ? 'deferrable' : 'not deferrable',
   ].filter((mode) => mode !== undefined)
   return modes.length === 0 ? 'begin' : `begin ${modes.join(' ')}`
+}
+
+/** Its own limit ran out while it waited for a connection. */
+function unconnectedInTime({ budgetMs }: Limits, lack: DatabaseError): TimeoutError {
+  return new TimeoutError(
+    'TRANSACTION_TIMEOUT',
+    `The transaction got no connection within its ${budgetMs} ms, and nothing was sent. ${lack.message}`,
+    { limitMs: budgetMs, cause: lack, retry: 'transaction' },
+  )
 }
 
 function withinLimits<T>(scope: Scope, work: () => Promise<T>): Promise<T> {

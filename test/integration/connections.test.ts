@@ -20,6 +20,24 @@ async function value<T>(database: Database<never>, expression: RawBuilder<unknow
 
 const backend = (database: Database<never>): Promise<number> => value<number>(database, sql`pg_backend_pid()`)
 
+/** Calls again and again, whatever comes of it. */
+async function until(signal: AbortSignal, call: () => Promise<unknown>): Promise<void> {
+  while (!signal.aborted) {
+    await call().catch(() => undefined)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}
+
+/** Resolves when so many calls in a row were refused. */
+async function refusals(database: Database<never>, count: number): Promise<void> {
+  for (let failed = 0; failed < count;) {
+    failed = await backend(database).then(
+      () => 0,
+      () => failed + 1,
+    )
+  }
+}
+
 /** Ends the backends that sleep, and says how many those were. */
 function terminateSleepers(database: Database<never>): Promise<number> {
   return value<number>(
@@ -105,18 +123,64 @@ test('a server that is killed and comes back is used again without a restart of 
     await using database = await open(server.url, { max: 5 })
     await Promise.all(Array.from({ length: 5 }, () => value(database, sql`pg_sleep(0.01)`)))
     await server.kill('SIGKILL')
-    await expect(value(database, sql`1`)).rejects.toMatchObject({ transient: true })
+    // Its backends answer until they notice that it is gone.
+    await vi.waitFor(() => expect(value(database, sql`1`)).rejects.toMatchObject({ transient: true }), 5_000)
     await server.restart()
-    // A server that refused is asked again after a pause of a quarter of a second at most.
-    const isBack = (): Promise<boolean> =>
-      value(database, sql`1`).then(
-        (one) => one === 1,
-        () => false,
-      )
-    await vi.waitUntil(isBack, 2_000)
+    expect(await value(database, sql`1`)).toBe(1)
   } finally {
     await server.stop()
   }
+})
+
+test('who asks a server that refused just then waits for the next attempt, and finds it back', async () => {
+  const proxy = await startProxy({ to: await freshDatabaseUrl('empty') })
+  onTestFinished(() => proxy.close())
+  await using database = await createDatabase<never>({
+    postgres: { url: proxy.url, pool: { max: 5 }, pipeline: false, breaker: false, retry: false },
+    redis: false,
+  })
+  const refusing = proxy.on({ from: 'client', message: 'Startup' }, 'reset', { times: Infinity })
+  proxy.cut()
+  await refusals(database, 5)
+  // From now on it takes connections, and is left alone for a moment.
+  refusing.off()
+  const sleeping = sql`(select pg_backend_pid() from pg_sleep(0.05))`
+  const pids = await Promise.all(Array.from({ length: 10 }, () => value(database, sleeping)))
+  // One attempt found it back, and those who waited for that share what is opened then.
+  expect(new Set(pids).size).toBeGreaterThan(1)
+})
+
+test('a server that refuses is told to each caller within one pause, to what is repeated at once, and by few attempts', async () => {
+  const proxy = await startProxy({ to: await freshDatabaseUrl('empty') })
+  onTestFinished(() => proxy.close())
+  await using database = await createDatabase<never>({
+    postgres: { url: proxy.url, pool: { max: 5, maxWaiting: 20 }, pipeline: false, breaker: false },
+    redis: false,
+  })
+  proxy.on({ from: 'client', message: 'Startup' }, 'reset', { times: Infinity })
+  proxy.cut()
+  await refusals(database, 5)
+  const connects = proxy.accepted.length
+  const began = performance.now()
+  const codes = new Set<string | undefined>()
+  const took: number[] = []
+  // More than may wait: they are told of the server, and not of a pool that is too small.
+  const callers = Array.from({ length: 30 }, () =>
+    until(AbortSignal.timeout(1_000), async () => {
+      const start = performance.now()
+      codes.add(await backend(database).then(String, (error: { code?: string }) => error.code))
+      took.push(performance.now() - start)
+    }),
+  )
+  await Promise.all(callers)
+  const perSecond = ((proxy.accepted.length - connects) / (performance.now() - began)) * 1_000
+  expect([...codes]).toEqual(['CONNECTION_FAILED'])
+  expect(perSecond).toBeLessThan(20)
+  // A quarter of a second until the attempt, and the pauses of two repetitions.
+  expect(Math.max(...took)).toBeLessThan(250 + 25 + 50 + 150)
+  const start = performance.now()
+  await expect(database.query(sql`select 1`, { timeoutMs: 5 })).rejects.toMatchObject({ transient: true })
+  expect(performance.now() - start).toBeLessThan(100)
 })
 
 test('kill -9 of a backend, which makes the server drop everyone, is survived', async () => {

@@ -1,7 +1,9 @@
 import { sql } from 'kysely'
-import { beforeEach, describe, expect, test, vi } from 'vitest'
+import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
+import { outside } from '../support/caches.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
+import { startProxy } from '../support/proxy.ts'
 
 interface DB {
   notes: { id: number; text: string }
@@ -405,13 +407,61 @@ describe('limits', () => {
   test('timeoutMs ends it with the same error at whatever moment it passes', async () => {
     await using database = await open({ pool: { max: 10 } })
     const sleep = (_: unknown, n: number): Promise<unknown> =>
-      database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 200 + n })
+      database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 50 + n })
     const outcomes: PromiseSettledResult<unknown>[] = []
     for (let round = 0; round < 5; round += 1) {
       outcomes.push(...(await Promise.allSettled(Array.from({ length: 10 }, sleep))))
     }
     const codes = outcomes.map((outcome) => ((outcome as PromiseRejectedResult).reason as { code: string }).code)
     expect(new Set(codes)).toEqual(new Set(['TRANSACTION_TIMEOUT']))
+  })
+
+  test('timeoutMs ends it with the same error while it waits for a connection, and the cause says who has them', async () => {
+    await using database = await open({ pool: { max: 1 }, pipeline: false })
+    const held = Promise.withResolvers<void>()
+    const release = Promise.withResolvers<void>()
+    const holder = database.transaction(async () => {
+      await database.query(sql`select 'the holder'`)
+      held.resolve()
+      await release.promise
+    })
+    await held.promise
+    const error = await database
+      .transaction(() => write(database, 1), { timeoutMs: 50 })
+      .catch((thrown: unknown) => thrown)
+    expect(error).toMatchObject({
+      code: 'TRANSACTION_TIMEOUT',
+      limitMs: 50,
+      retry: 'transaction',
+      cause: { code: 'POOL_TIMEOUT', message: expect.stringContaining(`last select 'the holder'`) as string },
+    })
+    expect(String(error)).toMatch(/within its 50 ms.*nothing was sent.*select 'the holder'/s)
+    release.resolve()
+    await holder
+    expect(await ids(database)).toEqual([])
+  })
+
+  test('timeoutMs ends it with the same error while a connection is opened for it', async () => {
+    const proxy = await startProxy({ to: url })
+    onTestFinished(() => proxy.close())
+    await using database = await open({ url: proxy.url, pool: { max: 2 }, pipeline: false })
+    proxy.on({ from: 'client', message: 'Startup' }, 'black-hole', { times: Infinity })
+    await database.transaction(async () => {
+      await database.query(sql`select 1`)
+      const waiting = outside(() => database.transaction(() => write(database, 1), { timeoutMs: 50 }))
+      await expect(waiting).rejects.toMatchObject({
+        code: 'TRANSACTION_TIMEOUT',
+        limitMs: 50,
+        cause: { code: 'CONNECTION_FAILED' },
+      })
+    })
+    // The limit of the pool has its own error.
+    await using impatient = await open({ pool: { max: 1, acquireTimeoutMs: 50 }, pipeline: false })
+    await impatient.transaction(async () => {
+      await impatient.query(sql`select 1`)
+      const waiting = outside(() => impatient.transaction(() => write(impatient, 1), { timeoutMs: 60_000 }))
+      await expect(waiting).rejects.toMatchObject({ code: 'POOL_TIMEOUT', limitMs: 50 })
+    })
   })
 
   test('timeoutMs also ends a transaction that waits for something else', async () => {

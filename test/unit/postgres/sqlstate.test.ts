@@ -1,12 +1,13 @@
 import { inspect } from 'node:util'
 import { expect, test } from 'vitest'
-import { DatabaseError, type ErrorCode } from '../../../src/core/errors.ts'
+import { DatabaseError, type ErrorCode, TimeoutError } from '../../../src/core/errors.ts'
 import {
   discardsConnection,
   type ErrorContext,
   noteStop,
   type Stop,
   toDatabaseError,
+  verdictOf,
 } from '../../../src/postgres/sqlstate.ts'
 
 function report(code: string, fields: object = {}): Error {
@@ -117,6 +118,13 @@ test.each<[ErrorContext['phase'], ErrorCode]>([
 test('a typed error passes through', () => {
   const error = new DatabaseError('NOT_FOUND', 'x')
   expect(toDatabaseError(error)).toBe(error)
+})
+
+test('a transaction that had no connection in its time tells a breaker what that lacked', () => {
+  const late = (cause?: unknown): Error => new TimeoutError('TRANSACTION_TIMEOUT', 'late', { cause })
+  expect(verdictOf(late(new DatabaseError('CONNECTION_FAILED', 'no connection was opened')))).toBe('unhealthy')
+  expect(verdictOf(late(new TimeoutError('POOL_TIMEOUT', 'all are in use')))).toBe('neutral')
+  expect(verdictOf(late())).toBe('neutral')
 })
 
 test('several addresses that all refused are one refusal', () => {
