@@ -22,8 +22,9 @@ export interface WriteBehindOptions<T> {
    */
   readonly idempotent?: boolean | undefined
   /**
-   * Told what is given up: its outcome is unknown, the server refuses it for what it is, or the database is closed and
-   * could not take it. @default a warning to the logger with their number
+   * Told what is given up, each value once: its outcome is unknown, the server or kanta refuses it for what it is, `merge` cannot
+   * merge it, or the database is closed and could not take it. What is being written when the time of closing is over is told
+   * of only when that has failed. @default a warning to the logger with their number
    */
   readonly onLost?: ((values: ReadonlyMap<string, T>, error: unknown) => void) | undefined
 }
@@ -32,7 +33,8 @@ export interface WriteBehindOptions<T> {
 export interface WriteBehind<T> extends AsyncDisposable {
   /**
    * Has a value written, soon; inside a transaction once that is committed. Throws `CACHE_WRITE_BEHIND_FULL` when too many keys
-   * wait, and `DATABASE_CLOSED` after the end.
+   * wait, `INVALID_ARGUMENT` for a key that is no text or for `undefined`, what `merge` throws outside a transaction, and
+   * `DATABASE_CLOSED` after the end; then nothing of it waits.
    */
   add(key: string, value: T): void
   /** What waits for a key: to be put beside what is read. */
@@ -72,8 +74,6 @@ export class WriteQueue<T> implements WriteBehind<T> {
   #work: Promise<void> | undefined
   #failures = 0
   #closing: Promise<void> | undefined
-  /** What cannot be written now never can. */
-  #hasEnded = false
 
   constructor(options: WriteBehindOptions<T>, place: WriteBehindPlace) {
     if (typeof options.write !== 'function') {
@@ -96,18 +96,25 @@ export class WriteQueue<T> implements WriteBehind<T> {
 
   add(key: string, value: T): void {
     if (this.#closing) throw databaseClosed()
+    assertAddable(key, value)
     const isNew = !this.#waiting.has(key) && !this.#writing.has(key)
     if (isNew && this.#waiting.size + this.#writing.size >= this.#maxKeys) throw full(this.#maxKeys)
-    const late = (): void => this.#giveUp(new Map([[key, value]]), databaseClosed())
-    const put = (): void => {
-      this.#put(key, value)
+    const lose = (error: unknown): void => this.#giveUp(new Map([[key, value]]), error)
+    let isLater = false
+    // The transaction may end later than this.
+    const whenDone = (): void => {
+      if (this.#closing) return lose(databaseClosed())
+      try {
+        this.#put(key, value)
+      } catch (error) {
+        if (!isLater) throw error
+        // Nobody is there any more to be told of it by an exception.
+        return lose(error)
+      }
       this.#writeLater()
     }
-    // The transaction may end later than this.
-    const whenDone = (): void => (this.#closing ? late() : put())
-    this.#place.afterCommit(whenDone, () =>
-      this.#options.idempotent === true ? whenDone() : this.#giveUp(new Map([[key, value]]), unknownOutcome()),
-    )
+    this.#place.afterCommit(whenDone, () => (this.#options.idempotent === true ? whenDone() : lose(unknownOutcome())))
+    isLater = true
   }
 
   pending(key: string): T | undefined {
@@ -145,9 +152,8 @@ export class WriteQueue<T> implements WriteBehind<T> {
   async end(limitMs: number): Promise<void> {
     const late = new DatabaseError('DATABASE_CLOSED', `It was not written within ${limitMs} ms.`)
     await settleWithin(this.close(), limitMs, () => late).catch(() => {
-      // What is being written goes on, as long as the database lets it, and is given up when that fails.
-      this.#hasEnded = true
-      if (this.#waiting.size > 0) this.#giveUp(this.#waiting, late)
+      // What is being written goes on, as long as the database lets it, and is given up by the closing when that fails.
+      this.#giveUp(this.#waiting, late)
     })
   }
 
@@ -179,7 +185,7 @@ export class WriteQueue<T> implements WriteBehind<T> {
 
   async #writeBatches(): Promise<void> {
     // What is added meanwhile waits for its own turn.
-    for (let left = this.#waiting.size; left > 0; left -= this.#batchSize) {
+    for (let left = this.#waiting.size; left > 0 && this.#waiting.size > 0; left -= this.#batchSize) {
       const batch = new Map([...this.#waiting].slice(0, Math.min(left, this.#batchSize)))
       for (const key of batch.keys()) this.#waiting.delete(key)
       this.#writing = batch
@@ -188,8 +194,8 @@ export class WriteQueue<T> implements WriteBehind<T> {
         this.#failures = 0
       } catch (error) {
         this.#failures += 1
-        if (this.#hasEnded && this.#waiting.size > 0) this.#giveUp(this.#waiting, error)
-        if (this.#failures === 1)
+        // At its end, what could not be written is given up, and that is told.
+        if (this.#failures === 1 && !this.#closing)
           this.#place.warn(`what is written behind waits, since it could not be written: ${told(error)}`)
         throw error
       } finally {
@@ -231,11 +237,16 @@ export class WriteQueue<T> implements WriteBehind<T> {
   #putBack(batch: ReadonlyMap<string, T>): void {
     for (const [key, older] of batch) {
       const newer = this.#waiting.get(key) as T
-      this.#waiting.set(key, this.#waiting.has(key) ? this.#merge(older, newer) : older)
+      try {
+        this.#waiting.set(key, this.#waiting.has(key) ? this.#merge(older, newer) : older)
+      } catch (error) {
+        this.#giveUp(new Map([[key, older]]), error)
+      }
     }
   }
 
   #giveUp(values: ReadonlyMap<string, T>, error: unknown): void {
+    if (values.size === 0) return
     const lost = new Map(values)
     if (this.#waiting === values) this.#waiting = new Map()
     const { onLost = () => this.#place.warn(`${lost.size} values to be written behind are given up: ${told(error)}`) } =
@@ -257,6 +268,17 @@ function isAboutValues(error: unknown): boolean {
 
 function told(error: unknown): string {
   return error instanceof Error ? `${error.name}: ${error.message}` : 'something that is not an Error'
+}
+
+/** A value that is none could not be told from nothing that waits. */
+function assertAddable(key: unknown, value: unknown): void {
+  const problem =
+    typeof key !== 'string' || key === ''
+      ? `A key of writing behind is ${key === '' ? 'empty' : `of type ${typeof key}`}. Give text.`
+      : value === undefined
+        ? 'A value of writing behind is undefined. Give null for none.'
+        : undefined
+  if (problem !== undefined) throw new DatabaseError('INVALID_ARGUMENT', problem)
 }
 
 function full(maxKeys: number): DatabaseError {

@@ -470,3 +470,65 @@ test('what other programs write is told by triggers, in all processes, and after
   await vi.waitUntil(async () => isDeepStrictEqual(await prices(second), [{ price: 77 }]), 5_000)
   await client.end()
 })
+
+test('a process that only writes learns of tables that are made while it runs, and what cascades to them', async () => {
+  const url = await freshDatabaseUrl('empty')
+  const given = { url, namespace: `test-${randomBytes(6).toString('hex')}` }
+  const writer = await open({ isShared: true }, given)
+  await using _time = fakeTime()
+  const client = new Client(url)
+  await client.connect()
+  await client.query(schema)
+  await client.end()
+  // What is asked for once a minute was asked for when it started.
+  vi.advanceTimersByTime(61_000)
+  const reader = await open({ isShared: true }, given)
+  const names = namesIn(reader)
+  const isNoticed = async (): Promise<boolean> => {
+    await writer.db.insertInto('shops').values({ id: 3, name: 'three' }).execute()
+    await writer.db.insertInto('products').values({ shop_id: 3, name: 'c' }).execute()
+    await vi.waitUntil(async () => (await reader.cached(names)).length === 3)
+    await vi.waitUntil(() => reader.cache.stats().entries > 0)
+    await writer.db.deleteFrom('shops').where('id', '=', 3).execute()
+    // Others hear of it a moment later.
+    return vi
+      .waitUntil(async () => (await reader.cached(names)).length === 2, { timeout: 200, interval: 5 })
+      .then(
+        () => true,
+        () => reader.touched('products').then(() => false),
+      )
+  }
+  // The first write finds out that it is time, and does not wait for the answer.
+  await vi.waitUntil(isNoticed, 3_000)
+})
+
+test('what others kept before a process began to listen is not given, since nobody told of writes until then', async () => {
+  const url = await freshDatabaseUrl('empty')
+  const given = { url, namespace: `test-${randomBytes(6).toString('hex')}` }
+  const first = await open({ isShared: true }, given)
+  await first.query(sql.raw(schema))
+  const prices = (database: Database<Tables>) =>
+    database.cached(database.db.selectFrom('products').select('price').orderBy('id'))
+  await prices(first)
+  await vi.waitUntil(() => first.cache.stats().entries > 0)
+  const client = new Client(url)
+  await client.connect()
+  await client.query('update products set price = 77')
+  await client.end()
+  // Nobody has told it.
+  expect(await prices(first)).toEqual([{ price: 1 }, { price: 1 }])
+  const second = await open({ isShared: true, cache: { listen: true } }, given)
+  expect(await prices(second)).toEqual([{ price: 77 }, { price: 77 }])
+  await vi.waitUntil(async () => isDeepStrictEqual(await prices(first), [{ price: 77 }, { price: 77 }]))
+})
+
+/** A clock that goes on only when it is told to; timers run as ever. */
+function fakeTime(): AsyncDisposable {
+  vi.useFakeTimers({ toFake: ['performance'] })
+  return {
+    async [Symbol.asyncDispose]() {
+      vi.useRealTimers()
+      await Promise.resolve()
+    },
+  }
+}

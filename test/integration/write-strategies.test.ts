@@ -1,10 +1,13 @@
 import { randomInt } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
+import { Client } from 'pg'
 import { describe, expect, onTestFinished, test, vi } from 'vitest'
-import type { Database } from '../../src/index.ts'
+import { createDatabase, type Database } from '../../src/index.ts'
 import { inRedis, kinds, loader, one, open, outside, type Tables, two } from '../support/caches.ts'
-import { startRedis } from '../support/servers.ts'
+import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
+import { startProxy } from '../support/proxy.ts'
+import { startPostgres, startRedis } from '../support/servers.ts'
 
 type Item = Tables['items']
 
@@ -336,6 +339,180 @@ describe('writing behind', () => {
       await queue.flush()
       expect([calls, lost]).toEqual(idempotent ? [2, []] : [1, [1]])
     }
+  })
+
+  /** A database that waits so long for its end, and a queue that writes one key at a time; what that is told and calls. */
+  async function closing(
+    drainTimeoutMs: number,
+    write: (database: Database<Tables>, id: number) => Promise<unknown>,
+    keys: readonly string[] = ['1', '2', '3'],
+  ) {
+    const url = await freshDatabaseUrl('empty')
+    const warnings: unknown[] = []
+    const database = closeAfterTest(
+      await createDatabase<Tables>({
+        postgres: { url, pool: { max: 2, drainTimeoutMs } },
+        redis: false,
+        logger: { info: () => undefined, warn: (...said: readonly unknown[]) => void warnings.push(said) },
+      }),
+    )
+    await database.query(sql`create table items (id int primary key, version int not null)`)
+    const lost: { readonly keys: readonly string[]; readonly code: unknown }[] = []
+    const calls: (readonly string[])[] = []
+    const queue = database.cache.writeBehind<number>({
+      batchSize: 1,
+      intervalMs: 60_000,
+      onLost: (values, error) => lost.push({ keys: [...values.keys()], code: (error as { code?: string }).code }),
+      async write(values) {
+        calls.push([...values.keys()])
+        await write(database, Number([...values.keys()][0]))
+      },
+    })
+    for (const key of keys) queue.add(key, 1)
+    const written = async (): Promise<readonly string[]> => {
+      const client = new Client(url)
+      await client.connect()
+      const { rows } = await client.query<{ id: number }>('select id from items order by id')
+      await client.end()
+      return rows.map(({ id }) => String(id))
+    }
+    return { database, lost, calls, written, warnings }
+  }
+
+  test('what is still being written when the time of closing is over is told as lost only when it is', async () => {
+    const { database, lost, calls, written, warnings } = await closing(300, async ({ db }, id) => {
+      await db.insertInto('items').values({ id, version: 1 }).execute()
+      // The others are told as lost meanwhile.
+      await vi.waitUntil(() => lost.length > 0)
+    })
+    const outcomes: unknown[] = []
+    database.events.on('transaction', ({ outcome }) => outcomes.push(outcome))
+    await database.close()
+    expect(outcomes).toEqual(['committed'])
+    expect(await written()).toEqual(['1'])
+    expect(lost).toEqual([{ keys: ['2', '3'], code: 'DATABASE_CLOSED' }])
+    expect([calls, warnings]).toEqual([[['1']], []])
+  })
+
+  test('nothing is told where all that is left is being written, and is', async () => {
+    const { database, lost, written, warnings } = await closing(
+      200,
+      async ({ db }, id) => {
+        await db.insertInto('items').values({ id, version: 1 }).execute()
+        await sql`select pg_sleep(0.3)`.execute(db)
+      },
+      ['1'],
+    )
+    await database.close()
+    expect([await written(), lost, warnings]).toEqual([['1'], [], []])
+  })
+
+  test('what is cut off at the end of the database is told as lost, and each value once', async () => {
+    const { database, lost, calls, written, warnings } = await closing(50, async ({ db }, id) => {
+      await db.insertInto('items').values({ id, version: 1 }).execute()
+      await sql`select pg_sleep(60)`.execute(db)
+    })
+    await database.close()
+    await vi.waitUntil(() => lost.length === 2)
+    expect(await written()).toEqual([])
+    expect(lost.map(({ keys }) => keys)).toEqual([['2', '3'], ['1']])
+    expect([calls, warnings]).toEqual([[['1']], []])
+  })
+
+  test('of a transaction of which nobody can tell whether it was committed is told as lost, or written where that does no harm', async () => {
+    const server = await startPostgres()
+    onTestFinished(() => server.stop())
+    const proxy = await startProxy({ to: server.url })
+    onTestFinished(() => proxy.close())
+    const [database] = (await open(kinds['memory alone'], 1, proxy.url)) as [Database<Tables>]
+    const lost: [ReadonlyMap<string, number>, unknown][] = []
+    const onLost = (values: ReadonlyMap<string, number>, error: unknown): unknown => lost.push([values, error])
+    const options = { merge: sum, write: adding(database), onLost, intervalMs: 60_000 }
+    const once = database.cache.writeBehind<number>(options)
+    const often = database.cache.writeBehind<number>({ ...options, idempotent: true })
+    const admin = new Client(server.url)
+    await admin.connect()
+    proxy.on({ from: 'server', message: 'CommandComplete', tag: 'COMMIT' }, 'reset')
+    const unknown = database.transaction(async () => {
+      await bump(database)
+      once.add('1', 1)
+      often.add('1', 10)
+      // As after a crash: what the server says of the transaction may be about another one.
+      await admin.query(`select pg_stat_reset_shared('bgwriter')`)
+    })
+    await expect(unknown).rejects.toMatchObject({ code: 'COMMIT_OUTCOME_UNKNOWN' })
+    await admin.end()
+    expect(lost).toEqual([[new Map([['1', 1]]), expect.objectContaining({ code: 'COMMIT_OUTCOME_UNKNOWN' })]])
+    expect([once.pending('1'), often.pending('1')]).toEqual([undefined, 10])
+    const { version } = await stored(database)
+    await Promise.all([once.flush(), often.flush()])
+    expect((await stored(database)).version).toBe(version + 10)
+  })
+
+  test('refuses what is no key or no value, and nothing of that waits', async () => {
+    const database = await one(kinds['memory alone'])
+    const write = vi.fn<() => Promise<void>>(() => Promise.resolve())
+    const queue = database.cache.writeBehind<number>({ write })
+    const wrong = [
+      [1, 1],
+      [null, 1],
+      ['', 1],
+      ['a', undefined],
+    ] as const
+    const addAll = (): void => {
+      for (const [key, value] of wrong) {
+        expect(() => queue.add(key as never, value as never)).toThrow(
+          expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+        )
+      }
+    }
+    addAll()
+    await database.transaction(async () => addAll())
+    expect(queue.size).toBe(0)
+    await queue.flush()
+    expect(write).not.toHaveBeenCalled()
+    queue.add('a', null as never)
+    expect(queue.size).toBe(1)
+  })
+
+  test('what cannot be merged is told: to who adds it, or as lost where that is over', async () => {
+    const database = await one(kinds['memory alone'])
+    const lost: ReadonlyMap<string, number>[] = []
+    const queue = database.cache.writeBehind<number>({
+      intervalMs: 60_000,
+      merge: () => {
+        throw new Error('they do not go together')
+      },
+      onLost: (values) => lost.push(values),
+      async write() {
+        // While it is written, it is no longer merged with; when it is put back, it is.
+        outside(() => queue.add('a', 4))
+        await Promise.reject(new Error('down'))
+      },
+    })
+    queue.add('a', 1)
+    expect(() => queue.add('a', 2)).toThrow('they do not go together')
+    await database.transaction(async () => queue.add('a', 3))
+    expect([lost, queue.pending('a')]).toEqual([[new Map([['a', 3]])], 1])
+    await expect(queue.flush()).rejects.toThrow('down')
+    expect([lost.slice(1), queue.pending('a')]).toEqual([[new Map([['a', 1]])], 4])
+  })
+
+  test('gives up the one value that kanta cannot send, and writes all others', async () => {
+    const database = await one(kinds['memory alone'])
+    const lost: [ReadonlyMap<string, unknown>, unknown][] = []
+    const queue = database.cache.writeBehind<unknown>({
+      write: (values) => adding(database)(values as ReadonlyMap<string, number>),
+      onLost: (values, error) => lost.push([values, error]),
+    })
+    const circle: { self?: object } = {}
+    circle.self = circle
+    queue.add('1', circle)
+    queue.add('2', 1)
+    await queue.flush()
+    expect(lost).toEqual([[new Map([['1', circle]]), expect.objectContaining({ code: 'INVALID_ARGUMENT' })]])
+    expect((await stored(database, 2)).version).toBe(2)
+    expect(queue.size).toBe(0)
   })
 
   test('is bound, and refuses what is no bound', async () => {

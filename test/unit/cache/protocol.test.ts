@@ -46,6 +46,12 @@ class Turns {
     await new Promise<void>((resolve) => this.#waiting.push(resolve))
   }
 
+  /** Whoever came last waits until the function that this gives is called. */
+  holdLast(): () => void {
+    const held = this.#waiting.splice(-1)
+    return () => this.#waiting.push(...held)
+  }
+
   /** Gives one its turn, and lets all happen that follows from it. */
   async give(which: number): Promise<void> {
     this.#waiting.splice(which % Math.max(1, this.#waiting.length), 1)[0]?.()
@@ -320,6 +326,52 @@ test(
   },
   isFull ? 300_000 : 30_000,
 )
+
+test('who hears that a value is written through does not find the old one in Redis, however long the new one takes', async () => {
+  const turns = new Turns()
+  const redis = new ModelRedis(() => epochUs + Math.round(performance.now() * 1_000))
+  const store = new Store()
+  const [writer, hearing, reconnecting] = ['p', 'q', 'r'].map(
+    (name) => new Process(name, redis, store, turns, false),
+  ) as [Process, Process, Process]
+  const done = async <T>(work: Promise<T>): Promise<T> => {
+    while (turns.count > 0) await turns.give(0)
+    return work
+  }
+  try {
+    for (const process of [writer, hearing, reconnecting]) process.link.up()
+    // What is as old as Redis itself does not hold.
+    await vi.advanceTimersByTimeAsync(10)
+    for (const process of [writer, hearing, reconnecting]) expect(await done(process.read('a'))).toBe(0)
+    expect(hearing.loader.stats()).toMatchObject({ redisHits: 1, loads: 0 })
+    await vi.advanceTimersByTimeAsync(10)
+    reconnecting.link.down()
+    const { clock } = redis
+    const writing = writer.writeThrough('a')
+    await settled()
+    while (redis.clock === clock) await turns.give(0)
+    // The others are told, and all that they do happens before the writer knows that, and puts its value there.
+    const goOn = turns.holdLast()
+    reconnecting.link.up()
+    while (turns.count > 0) await turns.give(0)
+    expect([hearing, reconnecting].map(({ invalidations }) => invalidations.isTrusted)).toEqual([true, true])
+    // Who has read up on what was missed knows of tags, and not of keys; who has heard the message would tidy up for it.
+    const readings: Promise<number>[] = []
+    for (const process of [reconnecting, hearing]) {
+      readings.push(process.read('a'))
+      await settled()
+      while (turns.count > 0) await turns.give(0)
+    }
+    goOn()
+    await finish(turns)
+    await writing
+    expect(await Promise.all(readings)).toEqual([1, 1])
+    for (const process of [writer, hearing, reconnecting]) expect(await done(process.read('a'))).toBe(1)
+  } finally {
+    await finish(turns)
+    await Promise.all([writer, hearing, reconnecting].map((process) => process.invalidations.close()))
+  }
+})
 
 test('the same finds a cache that keeps what was loaded although it was ended meanwhile', async () => {
   const found = await fc.check(
