@@ -111,6 +111,8 @@ export class Pool {
   readonly #waiters = new Set<Waiter>()
   #opening = 0
   #reluctance: Reluctance | undefined
+  /** It has taken a connection again: no more are opened at once than there are, so that not all come back at one moment. */
+  #isRecovering = false
   /** Calls, by their limits, that have waited for an attempt which failed: their repetitions do not wait for another. */
   readonly #refused = new WeakSet<Limits>()
   #asking: NodeJS.Timeout | undefined
@@ -245,13 +247,18 @@ export class Pool {
     return pauseMs >= this.#limitMs(request) || (request.limits !== undefined && this.#refused.has(request.limits))
   }
 
-  /** Opens as many connections as there are callers without one, within the limit; one where the last could not be. */
+  /** Opens as many connections as there are callers without one, within the limit; fewer where the last could not be. */
   #openForWaiters(): void {
-    const most = this.#reluctance === undefined ? this.#waiters.size : Math.min(this.#waiters.size, 1)
+    const most = Math.min(this.#waiters.size, this.#mostAtOnce)
     if (this.#opening >= most) return
     const pauseMs = this.#pauseMs()
     if (pauseMs > 0) return this.#openLater(pauseMs)
     while (this.#opening < most && this.#sessions.size + this.#opening < this.#max) void this.#open()
+  }
+
+  get #mostAtOnce(): number {
+    if (this.#reluctance !== undefined) return 1
+    return this.#isRecovering ? Math.max(1, this.#sessions.size) : Number.POSITIVE_INFINITY
   }
 
   /** A waiter may have been promised a connection that somebody gives back, or else the next attempt. */
@@ -277,7 +284,7 @@ export class Pool {
     try {
       const client = await this.source.connect({ signal: this.#connecting.signal })
       this.#opening -= 1
-      const wasReluctant = this.#reluctance !== undefined
+      this.#isRecovering ||= this.#reluctance !== undefined
       this.#reluctance = undefined
       const channel = new Channel(client, this.#prepared, () => session.died())
       const session = new Session(channel, this.#settings, this.source, this.#observer, {
@@ -286,10 +293,12 @@ export class Pool {
       })
       this.#sessions.add(session)
       this.#offer(session)
-      // Others have waited for this one attempt.
-      if (wasReluctant) this.#openForWaiters()
+      // Others have waited for this one attempt, or for one of those that came of it.
+      if (this.#isRecovering) this.#openForWaiters()
+      this.#isRecovering &&= this.#opening > 0
     } catch (error) {
       this.#opening -= 1
+      this.#isRecovering = false
       this.#noteReluctance(error)
       // One failed attempt answers one caller, so that an accident does not fan out.
       const [waiter] = this.#waiters

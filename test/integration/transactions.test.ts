@@ -405,7 +405,7 @@ describe('limits', () => {
   })
 
   test('timeoutMs ends it with the same error at whatever moment it passes', async () => {
-    await using database = await open({ pool: { max: 10 } })
+    await using database = await open({ pool: { max: 10 }, breaker: false })
     const sleep = (_: unknown, n: number): Promise<unknown> =>
       database.transaction(() => database.query(sql`select pg_sleep(30)`), { timeoutMs: 50 + n })
     const outcomes: PromiseSettledResult<unknown>[] = []
