@@ -23,6 +23,7 @@ import {
   type ResolvedConfig,
   resolveConfig,
 } from './core/config.ts'
+import { type CursorSecret, cursorSecretOf } from './core/cursor-secret.ts'
 import { settleWithin } from './core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError, TimeoutError, TransactionError } from './core/errors.ts'
 import type { EventSource } from './core/events.ts'
@@ -413,6 +414,12 @@ export interface Database<DB> extends AsyncDisposable {
    */
   touched(...tables: string[]): Promise<void>
 
+  /**
+   * What `paginate` signs the cursors of pages with: the option `cursorSecret`, else a key derived from the password of the
+   * database, else one of this process. In production, without the first two, pages fail with `CONFIG_INVALID`.
+   */
+  readonly cursorSecret: CursorSecret
+
   /** What happens inside: queries, waiting, transactions, retries, the breaker, leaks. Costs nothing while nobody listens. */
   readonly events: EventSource<DatabaseEvents>
   /** Asks each server. Answers within two seconds and never rejects: what is wrong is in the answer. */
@@ -769,6 +776,7 @@ interface DatabaseParts extends EngineParts {
 class OpenDatabase<DB> implements Database<DB> {
   readonly db: Kysely<DB>
   readonly cache: Cache
+  readonly cursorSecret: CursorSecret
   readonly events: EventSource<DatabaseEvents>
   readonly copy: Copy<DB> = {
     from: (table: string, source: RowSource<unknown>, options?: CopyFromOptions & Partial<CopyFormat>) =>
@@ -798,6 +806,7 @@ class OpenDatabase<DB> implements Database<DB> {
     close: () => Promise<void>,
   ) {
     this.#config = config
+    this.cursorSecret = cursorSecretOf(config)
     this.#engine = engine
     this.#redis = redis?.client
     this.#messages = messages

@@ -264,6 +264,13 @@ export interface DatabaseOptions {
   /** `false`: no Redis even if `REDIS_URL` is set. */
   readonly redis?: RedisOptions | false | undefined
   readonly cache?: CacheOptions | undefined
+  /**
+   * What the cursors of `paginate` are signed with: text of at least 16 bytes, the same in all instances of a service. In a list the
+   * first signs and all verify, so that a new one can be put in front of the old. @default `DATABASE_CURSOR_SECRET` (several
+   * separated by spaces) or the file named by `DATABASE_CURSOR_SECRET_FILE`, then a key derived from the database's password,
+   * then one of this process; in production, `CONFIG_INVALID` at the first use instead of that
+   */
+  readonly cursorSecret?: string | readonly string[] | undefined
   /** @default one line on stderr */
   readonly logger?: Logger | undefined
 }
@@ -329,6 +336,7 @@ export interface ResolvedConfig {
   readonly breaker: Complete<BreakerOptions> | false
   readonly redis: RedisTarget | undefined
   readonly cache: CacheSettings
+  readonly cursorSecret: Secret<readonly string[]> | undefined
   readonly logger: Logger
 }
 
@@ -400,6 +408,7 @@ const environmentVariables: Readonly<Record<string, string>> = {
   DATABASE_TYPES_NUMERIC: 'postgres.types.numeric',
   DATABASE_TYPES_DATE: 'postgres.types.date',
   DATABASE_EMBEDDED_DATA_DIR: 'postgres.embedded.dataDir',
+  DATABASE_CURSOR_SECRET: 'cursorSecret',
   REDIS_URL: 'redis.url',
   REDIS_COMMAND_TIMEOUT_MS: 'redis.commandTimeoutMs',
   CACHE_NAMESPACE: 'cache.namespace',
@@ -434,7 +443,11 @@ const secretPaths: ReadonlySet<string> = new Set([
   'postgres.replicas',
   'postgres.password',
   'redis.url',
+  'cursorSecret',
 ])
+
+/** From the environment, separated by spaces. */
+const listPaths: ReadonlySet<string> = new Set(['postgres.replicas', 'cursorSecret'])
 
 /** Settings that say which database; given in code, they replace all of these from the environment. */
 const placePaths: ReadonlySet<string> = new Set([
@@ -576,6 +589,19 @@ const cacheShape = {
     .optional(),
 }
 
+/** The fewest bytes that a secret for cursors may have. */
+export const minCursorSecretBytes = 16
+
+/** Secrets for cursors as a list; `undefined` when what was given is not what they must be. */
+export function cursorSecretsIn(given: unknown): readonly string[] | undefined {
+  const secrets: readonly unknown[] = Array.isArray(given) ? given : [given]
+  return secrets.length > 0 && secrets.every(isLongEnough) ? secrets : undefined
+}
+
+function isLongEnough(given: unknown): given is string {
+  return typeof given === 'string' && Buffer.byteLength(given) >= minCursorSecretBytes
+}
+
 const optionsSchema = z.strictObject(
   {
     environment: z.enum(['development', 'production', 'test'], 'development, production or test').optional(),
@@ -584,6 +610,12 @@ const optionsSchema = z.strictObject(
       .strictObject({ url: text('a redis:// URL'), commandTimeoutMs: milliseconds(1) }, 'an object or false')
       .optional(),
     cache: z.strictObject(cacheShape, 'an object').optional(),
+    cursorSecret: z
+      .custom<string | readonly string[]>(
+        (value) => cursorSecretsIn(value) !== undefined,
+        `text of at least ${minCursorSecretBytes} bytes, or a list of such`,
+      )
+      .optional(),
     logger: z
       .custom<Logger>(
         (value) =>
@@ -659,6 +691,7 @@ export function resolveConfig(options: DatabaseOptions = {}, env: NodeJS.Process
     ...resolveEngine(postgres, target.kind),
     redis,
     cache: resolveCache(valid.cache),
+    cursorSecret: resolveCursorSecret(valid.cursorSecret),
     logger: valid.logger ?? stderrLogger,
   })
 }
@@ -698,7 +731,7 @@ function readInput(options: DatabaseOptions, env: NodeJS.ProcessEnv, problems: C
 }
 
 function typedValue(path: string, value: string): unknown {
-  if (path === 'postgres.replicas') return value.trim().split(/\s+/)
+  if (listPaths.has(path)) return value.trim().split(/\s+/)
   if (secretPaths.has(path)) return value
   if (value === 'false' && takesFalse(path)) return false
   return /^-?\d+$/.test(value) ? Number(value) : value
@@ -1140,6 +1173,11 @@ function resolveRedis(
     sentinelPassword: secret(location.sentinelPassword),
     commandTimeoutMs: options.commandTimeoutMs ?? 500,
   }
+}
+
+function resolveCursorSecret(given: ParsedOptions['cursorSecret']): ResolvedConfig['cursorSecret'] {
+  const secrets = given === undefined ? undefined : cursorSecretsIn(given)
+  return secrets && new Secret(secrets)
 }
 
 function secret(value: string | undefined): Secret<string> | undefined {

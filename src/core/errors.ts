@@ -263,6 +263,11 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'A call was given something it cannot work with.',
     'Correct the call as the message says.',
   ),
+  CURSOR_INVALID: entry(
+    '',
+    'The cursor of a page was changed, cut, made for another list, or signed with a secret that is no longer known.',
+    'Start again at the first page, without a cursor; answer a request that sent it with 400.',
+  ),
   NOTIFICATION_TOO_LARGE: entry(
     '',
     'The payload of a notification is longer than PostgreSQL takes; nothing was sent.',
@@ -371,6 +376,7 @@ export type ErrorCode =
   | 'VERSION_CONFLICT'
   | 'VALIDATION_FAILED'
   | 'INVALID_ARGUMENT'
+  | 'CURSOR_INVALID'
   | 'NOTIFICATION_TOO_LARGE'
   | 'NOTIFICATIONS_UNAVAILABLE'
   | 'MIGRATION_INVALID'
@@ -466,8 +472,8 @@ export class ConfigError extends DatabaseError {
   override readonly code = 'CONFIG_INVALID'
   readonly problems: readonly ConfigProblem[]
 
-  constructor(problems: readonly ConfigProblem[]) {
-    super('CONFIG_INVALID', describeProblems(problems))
+  constructor(problems: readonly ConfigProblem[], what = 'kanta cannot start') {
+    super('CONFIG_INVALID', describeProblems(problems, what))
     this.problems = problems
   }
 
@@ -486,9 +492,9 @@ export interface ConfigProblem {
   readonly remedy: string
 }
 
-function describeProblems(problems: readonly ConfigProblem[]): string {
+function describeProblems(problems: readonly ConfigProblem[], what: string): string {
   const lines = problems.map((p) => `  ${p.key}: expected ${p.expected}, got ${p.received}. ${p.remedy}`)
-  return `kanta cannot start, ${problems.length === 1 ? '1 setting is' : `${problems.length} settings are`} wrong:\n${lines.join('\n')}`
+  return `${what}, ${problems.length === 1 ? '1 setting is' : `${problems.length} settings are`} wrong:\n${lines.join('\n')}`
 }
 
 /** No usable connection: refused, lost, shut down, not trusted, not allowed. */
