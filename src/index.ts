@@ -125,3 +125,13 @@ export type {
   UpsertOptions,
 } from './repository/repository.ts'
 export type { StandardSchema } from './repository/validation.ts'
+
+// Pages
+export { paginate, paginateByOffset } from './repository/pagination.ts'
+export type { KeysetPage, OffsetOptions, OffsetPage, PageRequest, PaginateOptions } from './repository/pagination.ts'
+export type { Nulls, NullsRule, OrderColumn, OrderTerm } from './repository/keyset-order.ts'
+export type { CursorSecret } from './core/cursor-secret.ts'
+
+// What a query gives
+export { count, exists, first, groupBy, keyBy, pluck, value } from './repository/query-helpers.ts'
+export type { GivesRows, OnlyColumn, RowKey, Selects } from './repository/query-helpers.ts'

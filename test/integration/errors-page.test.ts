@@ -9,7 +9,7 @@ import { Client } from 'pg'
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest'
 import { resolveConfig } from '../../src/core/config.ts'
 import { type DatabaseError, errorCatalog, type ErrorCode, isDatabaseError, retryScope } from '../../src/core/errors.ts'
-import { createDatabase, type Database, type PostgresOptions } from '../../src/index.ts'
+import { createDatabase, type Database, paginate, type PostgresOptions } from '../../src/index.ts'
 import { createMigrator, writeTypes } from '../../src/migrate.ts'
 import { toDatabaseError } from '../../src/postgres/sqlstate.ts'
 import { RedisClient } from '../../src/redis/client.ts'
@@ -423,6 +423,11 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
   VERSION_CONFLICT: async () => new Counted(await open()).delete({ id: 1, version: 4 }),
   VALIDATION_FAILED: async () => new Users(await open()).create({ email: 'ada', id: 1, name: 'Ada' } as never),
   INVALID_ARGUMENT: async () => (await open()).queryCount(sql`select name from users`),
+  CURSOR_INVALID: async () => {
+    const database = await open()
+    const { cursorSecret: secret } = database
+    return paginate(database.db.selectFrom('users').select('name'), { by: [['id', 'asc']], after: '4711', secret })
+  },
   MIGRATION_INVALID: () => migrate({ '0001_users.sql': 'create table users ();' }),
   MIGRATION_FAILED: () => migrate({ '0001_prices.sql': '-- Up Migration\ncreate table offers (\n  id int,,\n);' }),
   MIGRATION_LOCKED: async () => {
