@@ -17,6 +17,7 @@ import {
   sql,
   type SqlBool,
   TableNode,
+  ValueNode,
 } from 'kysely'
 import type { DatabaseError } from '../core/errors.ts'
 import { quoted, refusal as refusalOf, wrapIt } from './select-node.ts'
@@ -170,6 +171,7 @@ function unambiguous(name: string, node: OperationNode, select: SelectQueryNode)
     }
   }
   if (IdentifierNode.is(node)) return qualified(node.name, select)
+  if (ValueNode.is(node)) throw refusal(`${quoted(name)} is a value, by which no row comes before another`)
   return node
 }
 
