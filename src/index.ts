@@ -117,6 +117,7 @@ export type { QuerySource, RepositoryCacheOptions } from './repository/query-sou
 export { Repository } from './repository/repository.ts'
 export type {
   FindOptions,
+  FindPageOptions,
   FindPartOptions,
   IdOf,
   LoadOptions,

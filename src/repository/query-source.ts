@@ -1,5 +1,6 @@
 import type { CompiledQuery, Expression, Kysely } from 'kysely'
 import type { CacheEntryOptions } from '../core/cache-options.ts'
+import type { CursorSecret } from '../core/cursor-secret.ts'
 
 /**
  * What a repository needs of a database: its Kysely. `createDatabase()` gives all of it, so that reads are prepared and cached and many
@@ -9,6 +10,8 @@ export interface QuerySource<DB> {
   readonly db: Kysely<DB>
   /** Stands for the transaction of the async context. */
   readonly currentTransaction?: object | undefined
+  /** What the cursors of pages are signed with. */
+  readonly cursorSecret?: CursorSecret
   /** Hears of reads where they are asked for. `isShared`: by a statement that others have begun in this tick. */
   noteRead?(read: string, isShared: boolean): void
   transaction?<T>(work: () => Promise<T>): Promise<T>

@@ -4,6 +4,7 @@ import {
   type RawBuilder,
   type SelectQueryBuilder,
   type Selectable,
+  type Simplify,
   type SqlBool,
   type Transaction,
   expressionBuilder,
@@ -19,12 +20,14 @@ import {
   type NewValues,
   type Patch,
   type PropertyColumns,
-  quoted,
   RowMap,
   type SameColumns,
 } from './row-map.ts'
+import type { OrderTerm } from './keyset-order.ts'
+import { type KeysetPage, type PageRequest, paginate, type PaginateOptions } from './pagination.ts'
 import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
-import { type Reading, type Row, RowLoader, type Tables } from './row-loader.ts'
+import { type Reading, RowLoader } from './row-loader.ts'
+import { type OpenQuery, type OpenRow, quoted } from './select-node.ts'
 import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
@@ -69,6 +72,20 @@ export interface FindOptions<Entity> {
 export interface FindPartOptions<Entity, Property extends keyof Entity> extends FindOptions<Entity> {
   /** Only these properties are read. */
   readonly select: readonly Property[]
+}
+
+/** Which page of {@link Repository.findPage} is wanted, and in which order. */
+export interface FindPageOptions<Entity> extends PageRequest {
+  /** Properties in order of weight; of one that may be null the place of nulls has to be said. @default by the key */
+  readonly orderBy?:
+    | {
+        readonly [Property in keyof Entity]?: null extends Entity[Property]
+          ? Extract<OrderDirection, `${string} nulls ${string}`>
+          : 'asc' | 'desc'
+      }
+    | undefined
+  /** The most that `limit` may be. @default 100 */
+  readonly maxLimit?: number | undefined
 }
 
 /** What of {@link Repository.loadMany} is read for each value. */
@@ -194,7 +211,9 @@ export abstract class Repository<
 
   /** This repository on a transaction: all that the copy does is committed or rolled back with it. */
   withTransaction(transaction: Transaction<DB>): this {
-    const copy: unknown = Object.create(this, { database: { value: { db: transaction } } })
+    const copy: unknown = Object.create(this, {
+      database: { value: { db: transaction, cursorSecret: this.database.cursorSecret } },
+    })
     return copy as this
   }
 
@@ -262,6 +281,38 @@ export abstract class Repository<
     if (typeof given === 'function') return await given(this.select()).limit(1).executeTakeFirst()
     const [entity] = await this.findMany(given, { ...options, limit: 1 })
     return entity
+  }
+
+  /**
+   * A page of the entities that match, in the order asked for and by the key where that leaves rows equal, found by the values of the
+   * row before it; see {@link paginate} for what its cursors guarantee and for the errors. Needs a database of
+   * `createDatabase()`, which signs them.
+   *
+   * @example
+   * ```ts
+   * import { createDatabase } from 'kanta'
+   * import { type DB, UserRepository } from 'kanta/domain'
+   *
+   * await using database = await createDatabase<DB>()
+   * const users = new UserRepository(database)
+   * const first = await users.findPage({ isActive: true }, { orderBy: { createdAt: 'desc' }, limit: 50 })
+   * const second = await users.findPage({ isActive: true }, { orderBy: { createdAt: 'desc' }, limit: 50, after: first.endCursor })
+   * ```
+   */
+  async findPage(where: Where<DB, Table, Entity>, options: FindPageOptions<Entity> = {}): Promise<KeysetPage<Entity>> {
+    const { orderBy = {}, ...page } = options
+    const named = entries(orderBy, () => this.map.refusal('orderBy must be a plain object'))
+    const last = named.at(-1)?.[1]
+    const direction = typeof last === 'string' && last.startsWith('desc') ? 'desc' : 'asc'
+    const rest = this.key.filter((property) => !named.some(([name]) => name === property))
+    const by = [
+      ...named.map(([property, given]) => this.orderTerm(property, given)),
+      ...rest.map((property) => this.orderTerm(property, direction)),
+    ]
+    let query = this.rows()
+    for (const condition of this.conditions([where])) query = query.where(condition)
+    const found = await this.paginate(query as unknown as SelectQueryBuilder<DB, Table, Entity>, { ...page, by })
+    return { ...found, items: this.entities(found.items) }
   }
 
   /**
@@ -335,7 +386,7 @@ export abstract class Repository<
     const created = await database.insertMany(this.definition.table, rows as never[], {
       returning: returning as never[],
     })
-    return created.rows.map((row) => this.map.fromColumns(row as Row) as Entity)
+    return created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
   }
 
   /**
@@ -447,6 +498,18 @@ export abstract class Repository<
     return this.loader.matching(this.keyOf(id))
   }
 
+  /** {@link paginate} for queries of your own, with the secret of the database. */
+  protected async paginate<Tables, Source extends keyof Tables, Result>(
+    query: SelectQueryBuilder<Tables, Source, Result>,
+    options: Omit<PaginateOptions<NoInfer<Tables>, NoInfer<Source>>, 'secret'>,
+  ): Promise<KeysetPage<Simplify<Result>>> {
+    const { cursorSecret: secret } = this.database
+    if (secret === undefined) {
+      throw this.map.refusal('pages need the secret of a database: give the repository what createDatabase() gives')
+    }
+    return paginate(query, { ...options, secret })
+  }
+
   /** A limit or offset as given by a caller, or `INVALID_ARGUMENT` when it is not a whole number from 0. */
   protected rowCount(name: string, value: unknown): number {
     if (Number.isSafeInteger(value) && Number(value) >= 0) return Number(value)
@@ -476,19 +539,19 @@ export abstract class Repository<
   }
 
   // TypeScript cannot follow Kysely's types through an open DB; names are checked by the map, values by `Where`.
-  private get tables(): Kysely<Tables> {
-    return this.db as unknown as Kysely<Tables>
+  private get tables(): Kysely<Record<string, OpenRow>> {
+    return this.db as unknown as Kysely<Record<string, OpenRow>>
   }
 
-  private rows(properties?: readonly string[]): SelectQueryBuilder<Tables, string, Row> {
+  private rows(properties?: readonly string[]): OpenQuery {
     return this.tables.selectFrom(this.table).select(this.map.selection(properties))
   }
 
-  private entity(row: Row): Entity {
+  private entity(row: OpenRow): Entity {
     return (this.map.isMapped ? this.map.toEntity(row) : row) as Entity
   }
 
-  private entities(rows: readonly Row[]): Entity[] {
+  private entities(rows: readonly OpenRow[]): Entity[] {
     return (this.map.isMapped ? rows.map((row) => this.map.toEntity(row)) : rows) as Entity[]
   }
 
@@ -506,7 +569,7 @@ export abstract class Repository<
   }
 
   /** A query for rows of entities, deleted ones only if they are asked for. */
-  private selectable(): SelectQueryBuilder<Tables, string, Row> {
+  private selectable(): OpenQuery {
     let query = this.rows()
     for (const condition of this.alive()) query = query.where(condition)
     return query
@@ -520,11 +583,11 @@ export abstract class Repository<
   }
 
   private narrowed(
-    rows: SelectQueryBuilder<Tables, string, Row>,
+    rows: OpenQuery,
     conditions: readonly Expression<SqlBool>[],
     options: FindOptions<Entity>,
     call: string,
-  ): SelectQueryBuilder<Tables, string, Row> {
+  ): OpenQuery {
     const allowed = call === 'findMany' ? ['select', 'orderBy', 'limit', 'offset'] : ['where', 'orderBy', 'limit']
     const unknown = entries(options, () => this.map.refusal('the options must be a plain object')).find(
       ([name]) => !allowed.includes(name),
@@ -543,12 +606,23 @@ export abstract class Repository<
   private ordering(orderBy: FindOptions<Entity>['orderBy'] = {}): readonly RawBuilder<unknown>[] {
     return entries(orderBy, () => this.map.refusal('orderBy must be a plain object')).map(([property, direction]) => {
       const part = orderOf(this.map.reference(property), direction)
-      if (part !== undefined) return part
-      throw this.map.refusal(
-        `orderBy.${property} must be 'asc' or 'desc', with 'nulls first' or 'nulls last' behind it or not`,
-        property,
-      )
+      if (part === undefined) throw this.unordered(property)
+      return part
     })
+  }
+
+  private unordered(property: string): DatabaseError {
+    return this.map.refusal(
+      `orderBy.${property} must be 'asc' or 'desc', with 'nulls first' or 'nulls last' behind it or not`,
+      property,
+    )
+  }
+
+  private orderTerm(property: string, given: unknown): OrderTerm<never, never> {
+    const [direction, , nulls] = String(given).split(' ')
+    if (orderOf(this.map.reference(property), given) === undefined) throw this.unordered(property)
+    const rule = nulls === undefined ? [] : [{ nulls }]
+    return [this.map.reference(property).as(property), direction, ...rule] as never
   }
 
   // By rest parameters a condition that was left out differs from one that is undefined by mistake, which is refused.
@@ -594,7 +668,7 @@ export abstract class Repository<
     return this.key.map((property) => {
       const isThere = typeof given === 'object' && given !== null && Object.hasOwn(given, property)
       if (!isThere) throw this.map.refusal(`a row is named by its ${this.key.join(' and ')}`, property)
-      return this.map.comparable(property, (given as Row)[property])
+      return this.map.comparable(property, (given as OpenRow)[property])
     })
   }
 
@@ -602,7 +676,7 @@ export abstract class Repository<
     const isObject = typeof ref === 'object' && ref !== null && !(ref instanceof Date) && !(ref instanceof Uint8Array)
     if (!isObject) return { key: this.keyOf(ref), version: undefined }
     const { version: property } = this.definition
-    const version = property !== undefined && Object.hasOwn(ref, property) ? (ref as Row)[property] : undefined
+    const version = property !== undefined && Object.hasOwn(ref, property) ? (ref as OpenRow)[property] : undefined
     if (version !== undefined && !Number.isSafeInteger(version)) {
       throw this.map.refusal(`${property} must be a whole number`, property)
     }
@@ -618,12 +692,12 @@ export abstract class Repository<
     return expressionBuilder().and(parts)
   }
 
-  private async newRow(values: object, call: string): Promise<Row> {
+  private async newRow(values: object, call: string): Promise<OpenRow> {
     const schema = this.definition.validate?.create
     return this.map.toRow(schema ? await validated(schema, values, this.table, call) : values, call)
   }
 
-  private async changes(patch: object, call: string): Promise<Row> {
+  private async changes(patch: object, call: string): Promise<OpenRow> {
     const { validate, version, deletedAt } = this.definition
     const given = validate?.update ? await validated(validate.update, patch, this.table, call) : patch
     const changes = this.map.toRow(given, call)
@@ -633,7 +707,7 @@ export abstract class Repository<
       }
     }
     for (const property of [version, deletedAt]) {
-      if (property === undefined || (given as Row)[property] === undefined) continue
+      if (property === undefined || (given as OpenRow)[property] === undefined) continue
       throw this.map.refusal(
         `${call} cannot set ${quoted(property)}, which the repository keeps itself${property === deletedAt ? '; there are delete and restore' : ''}`,
         property,
@@ -643,15 +717,15 @@ export abstract class Repository<
   }
 
   /** What each change sets besides what it is about. */
-  private changeMarks(): Row {
+  private changeMarks(): OpenRow {
     const { version, updatedAt } = this.definition
-    const marks: Row = {}
+    const marks: OpenRow = {}
     if (updatedAt !== undefined) marks[this.map.column(updatedAt)] = sql`now()`
     if (version !== undefined) marks[this.map.column(version)] = sql`${this.map.reference(version)} + 1`
     return marks
   }
 
-  private aliveMark(): Row {
+  private aliveMark(): OpenRow {
     const { deletedAt } = this.definition
     return deletedAt === undefined ? {} : { [this.map.column(deletedAt)]: null }
   }
@@ -673,7 +747,7 @@ export abstract class Repository<
 
   private async unchanged(target: Target): Promise<Entity> {
     const entity = (await this.loadByKey(target.key)) ?? this.missing()
-    if (target.version !== undefined) this.refuseVersion(target.version, entity as Row)
+    if (target.version !== undefined) this.refuseVersion(target.version, entity as OpenRow)
     return entity
   }
 
@@ -687,7 +761,7 @@ export abstract class Repository<
     if (row !== undefined) this.refuseVersion(expected, row)
   }
 
-  private refuseVersion(expectedVersion: number, row: Row): void {
+  private refuseVersion(expectedVersion: number, row: OpenRow): void {
     const actualVersion = Number(row[this.definition.version ?? ''])
     if (actualVersion === expectedVersion) return
     throw new ConflictError(
@@ -697,7 +771,7 @@ export abstract class Repository<
   }
 
   /** For a Kysely that has no statement for many rows: as many values as the protocol takes. */
-  private async insertInChunks(rows: readonly Row[]): Promise<Entity[]> {
+  private async insertInChunks(rows: readonly OpenRow[]): Promise<Entity[]> {
     const columns = new Set(rows.flatMap((row) => Object.keys(row))).size
     const perStatement = Math.max(1, Math.floor(maxParameters / Math.max(1, columns)))
     const created: Entity[] = []
@@ -709,7 +783,7 @@ export abstract class Repository<
     return created
   }
 
-  private async existing(columns: readonly string[], row: Row): Promise<Entity> {
+  private async existing(columns: readonly string[], row: OpenRow): Promise<Entity> {
     let query = this.rows()
     for (const column of columns) query = query.where(sql.ref(`${this.table}.${column}`), '=', row[column])
     const found = await query.executeTakeFirst()

@@ -1,12 +1,8 @@
-import { type Expression, type RawBuilder, type SelectQueryBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
+import { type Expression, type RawBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
 import { Batches } from './batches.ts'
 import type { QuerySource } from './query-source.ts'
 import type { RowMap } from './row-map.ts'
-
-// TypeScript cannot follow Kysely's types through an open DB; names are checked by the map, values by the callers' types.
-export type Tables = Record<string, Record<string, unknown>>
-export type Row = Record<string, unknown>
-type RowQuery = SelectQueryBuilder<Tables, string, Row>
+import type { OpenQuery, OpenRow } from './select-node.ts'
 
 /** Where and what a repository, or a copy of it, reads just now. */
 export interface Reading {
@@ -14,7 +10,7 @@ export interface Reading {
   /** What distinguishes it from other copies of the repository. */
   readonly variant: string
   /** A query for all rows that there are to it. */
-  rows(): RowQuery
+  rows(): OpenQuery
 }
 
 type Key = readonly unknown[]
@@ -32,19 +28,19 @@ export class RowLoader {
   }
 
   /** The row with this key. */
-  loadRow(reading: Reading, key: Key): Promise<Row | undefined> {
+  loadRow(reading: Reading, key: Key): Promise<OpenRow | undefined> {
     return this.#batched(reading, `key ${reading.variant}`, key, (keys) => this.#readAll(reading, keys))
   }
 
   /** The rows of `query` whose property has this value. */
-  loadMany(reading: Reading, property: string, value: unknown, query: RowQuery): Promise<Row[]> {
+  loadMany(reading: Reading, property: string, value: unknown, query: OpenQuery): Promise<OpenRow[]> {
     const { sql: text, parameters } = query.compile()
     const name = `${property} ${text} ${described(parameters)}`
     return this.#batched(reading, name, [value], (keys) => this.#lookUp(reading, [property], keys, query))
   }
 
   /** The row with this key, by a statement of its own. */
-  async readRow(reading: Reading, key: Key): Promise<Row | undefined> {
+  async readRow(reading: Reading, key: Key): Promise<OpenRow | undefined> {
     const names = this.#key.map((_, index) => `key${index}`)
     const values = Object.fromEntries(names.map((name, index) => [name, key[index]]))
     const rows = await this.#fixed(reading, 'one', values, (parameter) =>
@@ -74,7 +70,7 @@ export class RowLoader {
   }
 
   /** Rows in the order of their keys. */
-  async #readAll(reading: Reading, keys: readonly Key[]): Promise<readonly (Row | undefined)[]> {
+  async #readAll(reading: Reading, keys: readonly Key[]): Promise<readonly (OpenRow | undefined)[]> {
     const [property, ...more] = this.#key
     const [only] = keys
     if (keys.length === 1 && only !== undefined) return [await this.readRow(reading, only)]
@@ -90,7 +86,7 @@ export class RowLoader {
       : Promise.all(found.map(async (row, index) => row ?? this.readRow(reading, keys[index] ?? [])))
   }
 
-  #readAny(reading: Reading, property: string, keys: readonly unknown[]): Promise<Row[]> {
+  #readAny(reading: Reading, property: string, keys: readonly unknown[]): Promise<OpenRow[]> {
     return this.#fixed(reading, 'any', { keys }, (parameter) =>
       reading.rows().where(sql<SqlBool>`${this.#map.reference(property)} = any(${parameter('keys')})`),
     )
@@ -100,15 +96,15 @@ export class RowLoader {
   async #fixed(
     { source, variant }: Reading,
     name: string,
-    values: Row,
-    build: (parameter: (name: string) => unknown) => RowQuery,
-  ): Promise<Row[]> {
+    values: OpenRow,
+    build: (parameter: (name: string) => unknown) => OpenQuery,
+  ): Promise<OpenRow[]> {
     if (source.prepare === undefined) return build((parameter) => values[parameter]).execute()
     const prepared =
       this.#prepared.get(name + variant) ??
       source.prepare((parameter: (name: never) => unknown) => build((placeholder) => parameter(placeholder as never)))
     this.#prepared.set(name + variant, prepared)
-    return (await prepared(values)) as Row[]
+    return (await prepared(values)) as OpenRow[]
   }
 
   /** For each of the keys, the rows of `query` whose properties have its values. */
@@ -116,8 +112,8 @@ export class RowLoader {
     { source }: Reading,
     properties: readonly string[],
     keys: readonly Key[],
-    query: RowQuery,
-  ): Promise<Row[][]> {
+    query: OpenQuery,
+  ): Promise<OpenRow[][]> {
     const names = properties.map((_, index) => `value${index}`)
     // What is never there gives the arrays the type of their column.
     const arrays = properties.map((property, index) => {
@@ -129,11 +125,11 @@ export class RowLoader {
       matching = matching.where(sql<SqlBool>`${this.#map.reference(property)} = ${sql.ref(`wanted.value${index}`)}`)
     }
     const wanted = sql.join([...names, 'place'].map((name) => sql.id(name)))
-    const found: RawBuilder<Row> = sql`
+    const found: RawBuilder<OpenRow> = sql`
       select wanted.place::integer as "kanta:place", found.*
       from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
     const { rows } = await found.execute(source.db)
-    const results: Row[][] = keys.map(() => [])
+    const results: OpenRow[][] = keys.map(() => [])
     for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)
     return results
   }
@@ -142,11 +138,11 @@ export class RowLoader {
 /** Each caller has a row of its own. `isComplete`: each row is that of a key. */
 function inOrderOf(
   keys: readonly Key[],
-  rows: readonly Row[],
+  rows: readonly OpenRow[],
   property: string,
-): { readonly found: readonly (Row | undefined)[]; readonly isComplete: boolean } {
+): { readonly found: readonly (OpenRow | undefined)[]; readonly isComplete: boolean } {
   const left = new Map(rows.map((row) => [identity(row[property]), row]))
-  const given = new Set<Row>()
+  const given = new Set<OpenRow>()
   const found = keys.map(([value]) => {
     const row = left.get(identity(value))
     if (row === undefined || given.has(row)) return row && { ...row }

@@ -7,6 +7,7 @@ import {
   sql,
 } from 'kysely'
 import { DatabaseError } from '../core/errors.ts'
+import { quoted } from './select-node.ts'
 
 /**
  * The column that holds each property of an entity. It has to name every property, and each column must exist and
@@ -252,11 +253,6 @@ export function entries(object: unknown, refusal: () => DatabaseError): [string,
   const prototype: unknown = Object.getPrototypeOf(object)
   if (prototype !== null && prototype !== Object.prototype) throw refusal()
   return Object.entries(object)
-}
-
-/** A name as a message quotes it. */
-export function quoted(name: string): string {
-  return JSON.stringify(name.length > 60 ? `${name.slice(0, 60)}…` : name)
 }
 
 function isThere(value: unknown): boolean {

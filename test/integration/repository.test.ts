@@ -347,6 +347,42 @@ describe('conditions', () => {
   })
 })
 
+describe('findPage', () => {
+  test('walks the list forward and back, mapped and without what is deleted', async () => {
+    const { articles } = await withArticles(25)
+    await articles.delete(7)
+    const options = { orderBy: { price: 'desc nulls last' } as const, limit: 4 }
+    const seen: Article[] = []
+    for (let page = await articles.findPage({}, options); ;) {
+      seen.push(...page.items)
+      if (!page.hasNextPage) break
+      page = await articles.findPage({}, { ...options, after: page.endCursor })
+    }
+    expect(seen).toEqual(await articles.findAll({ orderBy: { price: 'desc nulls last', id: 'desc' } }))
+    expect(seen).toHaveLength(24)
+    const last = await articles.findPage({}, { ...options, from: 'end' })
+    expect(last.items).toEqual(seen.slice(-4))
+    const before = await articles.findPage({}, { ...options, before: last.startCursor })
+    expect(before.items).toEqual(seen.slice(-8, -4))
+  })
+
+  test('goes on in a transaction, and refuses what came from elsewhere', async () => {
+    const { database, articles } = await withArticles(6)
+    const { endCursor } = await articles.findPage({ id: op.gt(1) }, { limit: 2 })
+    const next = await database.db
+      .transaction()
+      .execute((trx) => articles.withTransaction(trx).findPage({ id: op.gt(1) }, { limit: 2, after: endCursor }))
+    expect(next.items.map(({ id }) => id)).toEqual([4, 5])
+    const other = articles.findPage({}, { orderBy: { title: 'asc' }, after: endCursor })
+    await expect(other).rejects.toMatchObject({ code: 'CURSOR_INVALID' })
+    for (const options of [{ orderBy: { password: 'asc' } }, { orderBy: { title: 'up' } }, { limit: '5' }]) {
+      await expect(articles.findPage({}, options as object)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    }
+    const plain = new Articles({ db: database.db })
+    await expect(plain.findPage({})).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+})
+
 describe('many rows', () => {
   test('are written in few statements and come back in their order', async () => {
     const database = await open()

@@ -150,6 +150,15 @@ test('select gives a part of the entity', () => {
   expectTypeOf(users.first({ role: 'admin' })).resolves.toEqualTypeOf<User | undefined>()
 })
 
+test('a page is ordered by properties, of which those with nulls say where they stand', () => {
+  expectTypeOf(users.findPage({}, { orderBy: { createdAt: 'desc' } })).resolves.toHaveProperty('items')
+  users.findPage({ isActive: true }, { orderBy: { lastLoginAt: 'desc nulls last' }, after: 'cursor', limit: 5 })
+  // @ts-expect-error: it may be null
+  users.findPage({}, { orderBy: { lastLoginAt: 'desc' } })
+  // @ts-expect-error: there is no such property
+  users.findPage({}, { orderBy: { created_at: 'desc' } })
+})
+
 test('a row is changed by its key, or by what was read', () => {
   const user = {} as User
   expectTypeOf(users.update(user, { name: 'Ada' })).resolves.toEqualTypeOf<User>()
