@@ -144,6 +144,8 @@ export interface Database<DB> extends AsyncDisposable {
    * it throws is logged and undoes nothing.
    */
   afterCommit(hook: Hook): void
+  /** Whether a transaction of this database surrounds the caller, so that what he does joins it. */
+  readonly isInTransaction: boolean
   /** Calls `hook` when the transaction or savepoint of this async context is rolled back. Outside a transaction: never. */
   afterRollback(hook: Hook): void
 
@@ -859,6 +861,10 @@ class OpenDatabase<DB> implements Database<DB> {
       void Promise.resolve()
         .then(hook)
         .catch((error: unknown) => warnOfHook(this.#config, error))
+  }
+
+  get isInTransaction(): boolean {
+    return this.#transactions.current !== undefined
   }
 
   afterRollback(hook: Hook): void {

@@ -89,6 +89,8 @@ export {
   isViolation,
   MigrationError,
   NotFoundError,
+  SagaError,
+  StepRefusedError,
   TimeoutError,
   TransactionError,
   ValidationError,
@@ -99,6 +101,8 @@ export type {
   ErrorAdvice,
   ErrorCode,
   RetryScope,
+  SagaErrorInit,
+  SagaFailure,
   ValidationIssue,
 } from './core/errors.ts'
 
@@ -136,3 +140,23 @@ export type { CursorSecret } from './core/cursor-secret.ts'
 // What a query gives
 export { count, exists, first, groupBy, keyBy, pluck, value } from './repository/query-helpers.ts'
 export type { GivesRows, OnlyColumn, RowKey, Selects } from './repository/query-helpers.ts'
+
+// Sagas
+export { createSagas } from './work/sagas.ts'
+export type { SagaEvents, SagaHandle, Sagas, SagasOptions, StartOptions } from './work/sagas.ts'
+export { saga } from './work/saga.ts'
+export type {
+  CompensationContext,
+  Saga,
+  SagaDefinition,
+  SagaOptions,
+  SagaRetry,
+  SagaStep,
+  StepContext,
+  StepOptions,
+  StepTransaction,
+} from './work/saga.ts'
+export type { Jsonable } from './work/saga-values.ts'
+export type { SagaState } from './work/saga-log.ts'
+export type { SagaFilter, SagaRecord, SagaStepRecord } from './work/saga-records.ts'
+export type { SagaEnd, SagaStepFailure } from './work/saga-run.ts'

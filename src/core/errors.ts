@@ -319,6 +319,41 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'As many keys wait to be written behind as may.',
     'Write this one at once, or see why writing is slow.',
   ),
+  SAGA_COMPENSATED: entry(
+    '',
+    'A step of a saga failed for good, and what had been done was undone by its compensations.',
+    'See `step` and `failure`; begin another saga, under another idempotency key, once the cause is mended.',
+  ),
+  SAGA_CANCELED: entry(
+    '',
+    'A saga was canceled, and what had been done was undone by its compensations.',
+    'Nothing has to be done; begin another saga, under another idempotency key, if it is wanted after all.',
+  ),
+  SAGA_STUCK: entry(
+    '',
+    'A compensation of a saga failed for good: what its step did is not undone. The saga waits for a person.',
+    'Mend what `failure` says and call sagas.retry(id), or undo it by hand and call sagas.skip(id, step).',
+  ),
+  SAGA_CONFLICT: entry(
+    '',
+    'There is a saga under this idempotency key already, with another input. Nothing was begun.',
+    'Give each piece of work a key of its own.',
+  ),
+  SAGA_STEP_REFUSED: entry(
+    '',
+    'A step said that it has not happened and that trying again is of no use.',
+    'Nothing; the saga is compensated.',
+  ),
+  SAGA_STEP_TIMEOUT: entry(
+    'transient',
+    'A step of a saga did not end within its time; outside a transaction it may have happened.',
+    'See what it waits for and hand its signal on to that, or raise its timeoutMs.',
+  ),
+  SAGA_LEASE_LOST: entry(
+    '',
+    'This process could not renew its lease on a saga in time; what it does now for that saga is no longer recorded.',
+    'Nothing: another process goes on with it. Look for what kept this one, or raise leaseMs.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -388,6 +423,13 @@ export type ErrorCode =
   | 'CACHE_VALUE_UNSUPPORTED'
   | 'CACHE_LOAD_TIMEOUT'
   | 'CACHE_WRITE_BEHIND_FULL'
+  | 'SAGA_COMPENSATED'
+  | 'SAGA_CANCELED'
+  | 'SAGA_STUCK'
+  | 'SAGA_CONFLICT'
+  | 'SAGA_STEP_REFUSED'
+  | 'SAGA_STEP_TIMEOUT'
+  | 'SAGA_LEASE_LOST'
 
 /** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
 export interface DatabaseErrorInit {
@@ -630,6 +672,68 @@ export class MigrationError extends DatabaseError {
   override toJSON(): Record<string, unknown> {
     const { file, line, statement } = this
     return { ...super.toJSON(), file, line, statement }
+  }
+}
+
+/** Why a step failed, as it stands in the log of its saga. */
+export interface SagaFailure {
+  /** The code of the error that the step threw, or its name where it had none. */
+  readonly code: string
+  /** Its message, cut to 500 characters. Of errors of the database it holds no parameter. */
+  readonly message: string
+}
+
+/** What a {@link SagaError} tells beside its message. */
+export interface SagaErrorInit {
+  readonly sagaId: string
+  readonly saga: string
+  readonly step?: string | undefined
+  readonly failure?: SagaFailure | undefined
+}
+
+/** A saga did not complete, or could not be begun. `step` and `failure` say why, as any process can tell it from the log. */
+export class SagaError extends DatabaseError {
+  declare readonly code: 'SAGA_CANCELED' | 'SAGA_COMPENSATED' | 'SAGA_CONFLICT' | 'SAGA_STUCK'
+  readonly sagaId: string
+  /** The name of its definition. */
+  readonly saga: string
+  /** The step that failed; of `SAGA_STUCK` the one that is not undone. */
+  readonly step: string | undefined
+  readonly failure: SagaFailure | undefined
+
+  constructor(code: SagaError['code'], message: string, { sagaId, saga, step, failure }: SagaErrorInit) {
+    super(code, message)
+    this.sagaId = sagaId
+    this.saga = saga
+    this.step = step
+    this.failure = failure
+  }
+
+  override toJSON(): Record<string, unknown> {
+    const { sagaId, saga, step, failure } = this
+    return { ...super.toJSON(), sagaId, saga, step, failure }
+  }
+}
+
+/**
+ * Thrown by a step to say that it has not happened, and that trying again is of no use: a card that was declined, an order that is
+ * gone. The saga turns back at once, and the step itself is not compensated, unless an earlier attempt of it may have happened.
+ * Thrown by a compensation, the saga is stuck at once.
+ *
+ * @example
+ * ```ts
+ * import { StepRefusedError } from 'kanta'
+ *
+ * export function assertAccepted(answer: { status: number }): void {
+ *   if (answer.status === 402) throw new StepRefusedError('The card was declined.')
+ * }
+ * ```
+ */
+export class StepRefusedError extends DatabaseError {
+  override readonly code = 'SAGA_STEP_REFUSED'
+
+  constructor(message: string, init: DatabaseErrorInit = {}) {
+    super('SAGA_STEP_REFUSED', message, init)
   }
 }
 

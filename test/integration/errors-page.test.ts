@@ -9,7 +9,18 @@ import { Client } from 'pg'
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest'
 import { resolveConfig } from '../../src/core/config.ts'
 import { type DatabaseError, errorCatalog, type ErrorCode, isDatabaseError, retryScope } from '../../src/core/errors.ts'
-import { createDatabase, type Database, paginate, type PostgresOptions } from '../../src/index.ts'
+import {
+  createDatabase,
+  createSagas,
+  type Database,
+  paginate,
+  type PostgresOptions,
+  type Saga,
+  saga,
+  type Sagas,
+  StepRefusedError,
+  type StepContext,
+} from '../../src/index.ts'
 import { createMigrator, writeTypes } from '../../src/migrate.ts'
 import { toDatabaseError } from '../../src/postgres/sqlstate.ts'
 import { RedisClient } from '../../src/redis/client.ts'
@@ -468,6 +479,72 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
     seen.add('ada', new Date())
     seen.add('grace', new Date())
   },
+  SAGA_COMPENSATED: () => runSaga({ run: () => refuse('The card was declined.') }),
+  SAGA_CANCELED: () =>
+    runSaga({
+      run: async ({ sagaId, signal }, sagas) => {
+        await sagas.cancel(sagaId)
+        signal.throwIfAborted()
+      },
+    }),
+  SAGA_STUCK: () =>
+    runSaga({ run: () => refuse('The card was declined.'), undo: () => refuse('The shop is closed for the night.') }),
+  SAGA_CONFLICT: async () => {
+    const sagas = await openSagas({ run: () => undefined })
+    await sagas.start(payOrder, { orderId: 4711 }, { idempotencyKey: 'order 4711' })
+    return sagas.start(payOrder, { orderId: 4712 }, { idempotencyKey: 'order 4711' })
+  },
+  SAGA_STEP_REFUSED: async () => refuse('The card was declined.'),
+  SAGA_STEP_TIMEOUT: () => reasonOfSignal(() => undefined),
+  SAGA_LEASE_LOST: () =>
+    reasonOfSignal((id) => admin.query('update kanta.sagas set fence = fence + 1 where id = $1', [id])),
+}
+
+interface OrderSteps {
+  readonly run: (context: StepContext<unknown, unknown>, sagas: Sagas) => unknown
+  readonly undo?: () => unknown
+  readonly timeoutMs?: number
+}
+
+let payOrder: Saga<{ orderId: number }>
+
+function refuse(message: string): never {
+  throw new StepRefusedError(message)
+}
+
+async function openSagas({ run: charge, undo, timeoutMs = 30_000 }: OrderSteps): Promise<Sagas> {
+  const opened: { sagas?: Sagas } = {}
+  payOrder = saga<{ orderId: number }>('pay-order')
+    .step('take stock', { run: () => undefined, compensate: async () => void (await undo?.()) })
+    .step('charge', {
+      retry: { attempts: 1 },
+      timeoutMs,
+      run: async (context) => void (await charge(context, opened.sagas as Sagas)),
+    })
+  const logger = { warn: () => undefined }
+  const sagas = await createSagas(await open(), [payOrder], { leaseMs: 300, pollMs: 20, logger })
+  opened.sagas = sagas
+  onTestFinished(() => sagas.close())
+  return sagas
+}
+
+async function runSaga(steps: OrderSteps): Promise<unknown> {
+  return (await openSagas(steps)).run(payOrder, { orderId: 4711 })
+}
+
+/** Why the signal of a step aborts. */
+async function reasonOfSignal(strike: (id: string) => unknown): Promise<never> {
+  const aborted = Promise.withResolvers<unknown>()
+  const sagas = await openSagas({
+    timeoutMs: 500,
+    run: async ({ sagaId, signal }) => {
+      signal.addEventListener('abort', () => aborted.resolve(signal.reason))
+      await strike(sagaId)
+      await aborted.promise
+    },
+  })
+  await sagas.start(payOrder, { orderId: 4711 })
+  throw await aborted.promise
 }
 
 async function isGone(role: string): Promise<boolean> {
@@ -571,6 +648,7 @@ function steady(text: string): string {
     .replaceAll(/ at [^;]*errors-page\.test\.ts:\d+:\d+\)?/g, ' at placeOrder (src/orders.ts:12:7)')
     .replaceAll(/\d+ ms (after the statement|by a transaction)/g, '104 ms $1')
     .replaceAll(/next attempt is in \d+ ms/g, 'next attempt is in 812 ms')
+    .replaceAll(/[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}/g, '01980f5e-7a3c-4d21-9f4b-2f0c6d1e8a57')
     .replaceAll(/\bbackend \d+/g, 'backend 4711')
     .replaceAll(/connected for [\d:]+/g, 'connected for 00:00:41')
 }
