@@ -137,13 +137,13 @@ export class SagaLog {
     return claimed.map((saga) => ({ ...saga, input: decodeJson(saga.input), steps: steps.get(saga.id) ?? [] }))
   }
 
-  /** In how many milliseconds the next saga is due that may be claimed then; `undefined` when none waits. */
+  /** In how many milliseconds the next saga that nobody runs is due; `undefined` when none waits. */
   async nextDueMs(definitions: Iterable<SagaDefinition>): Promise<number | undefined> {
     const known = knownAs(definitions)
     const next = await this.#database.queryOne(
       sql<{ ms: number | null }>`
         select (extract(epoch from min(s.run_at) - now()) * 1000)::float8 as ms from kanta.sagas s
-        where s.state in ('running', 'compensating') and s.run_at > now()
+        where s.state in ('running', 'compensating') and s.owner is null
           and exists (select from ${known} where k.name = s.name and k.version = s.version and k.shape = s.shape)`,
     )
     return next?.ms ?? undefined

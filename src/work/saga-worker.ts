@@ -29,6 +29,7 @@ export interface WorkerParts extends Omit<RunParts, 'leaseUntil'> {
 
 const channel = 'kanta_sagas'
 const firstPauseMs = 50
+const becomesDueMs = 10
 const pruneIntervalMs = 60_000
 
 /** Under what a definition is known. */
@@ -188,7 +189,9 @@ export class SagaWorker {
   async #untilNext(idleMs: number): Promise<number> {
     if (this.#runs.size >= this.#settings.concurrency) return this.#settings.pollMs
     const dueMs = await this.#parts.log.nextDueMs(this.#parts.definitions.values())
-    return dueMs === undefined ? idleMs : Math.min(idleMs, Math.max(1, Math.ceil(dueMs)))
+    if (dueMs === undefined) return idleMs
+    // One that has become due since, or that another worker is just taking.
+    return Math.min(idleMs, dueMs > 0 ? Math.ceil(dueMs) : becomesDueMs)
   }
 
   async #prune(): Promise<void> {

@@ -26,7 +26,7 @@ export interface VictimOptions {
 export type VictimMessage =
   | { readonly kind: 'ended'; readonly saga: string; readonly boundaries: number }
   | { readonly kind: 'begun'; readonly saga: string }
-  | { readonly kind: 'halted' }
+  | { readonly kind: 'halted'; readonly saga: string }
   | { readonly kind: 'in step' }
   | { readonly kind: 'transaction'; readonly outcome: string }
 
@@ -50,7 +50,7 @@ async function boundary(saga: string): Promise<void> {
   passed.set(saga, number)
   if (number !== target) return
   if (options.mode === 'kill') process.kill(process.pid, 'SIGKILL')
-  tell({ kind: 'halted' })
+  tell({ kind: 'halted', saga })
   await new Promise(() => {})
 }
 
