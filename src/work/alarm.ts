@@ -3,11 +3,12 @@ export class Alarm {
   #wake: (() => void) | undefined
   #hasRung = false
 
-  /** Waits so long, or until it rings. By one at a time. */
-  async wait(ms: number): Promise<void> {
+  /** Waits so long, or until it rings. By one at a time. `ref: false` keeps no process alive. */
+  async wait(ms: number, { ref = true }: { readonly ref?: boolean } = {}): Promise<void> {
     if (!this.#hasRung) {
       const { promise, resolve } = Promise.withResolvers<void>()
       const timer = setTimeout(resolve, ms)
+      if (!ref) timer.unref()
       this.#wake = resolve
       await promise
       clearTimeout(timer)

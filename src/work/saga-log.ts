@@ -2,7 +2,7 @@ import { type Kysely, sql } from 'kysely'
 import { DatabaseError, type SagaFailure } from '../core/errors.ts'
 import type { Database } from '../database.ts'
 import { type SagaDefinition, type SagaStep, shapeOf } from './saga.ts'
-import { decodeJson } from './saga-values.ts'
+import { decodeJson, jsonColumn, readJson } from './saga-values.ts'
 
 /** Where a saga is: the last three are ends, but `stuck` waits for a person. */
 export type SagaState = 'compensated' | 'compensating' | 'completed' | 'running' | 'stuck'
@@ -39,6 +39,12 @@ export interface StepRecord {
   readonly result: unknown
   readonly compensation: 'done' | 'failed' | 'running' | 'skipped' | 'stuck' | null
   readonly compensationAttempts: number
+}
+
+interface StepRow extends Omit<StepRecord, 'compensationAttempts' | 'result'> {
+  readonly saga: string
+  readonly result: string | null
+  readonly tries: number
 }
 
 /** Which saga is written to, and which of the leases on it the writer has. */
@@ -80,11 +86,11 @@ export class SagaLog {
       )
       if (added !== undefined) return { id: saga.id, input: decodeJson(saga.input) }
       const found = await this.#database.queryOne(
-        sql<{ id: string; input: unknown }>`
-          select id, input::text as input from kanta.sagas where name = ${name} and idempotency_key = ${saga.key}`,
+        sql<{ id: string; input: string | null }>`
+          select id, ${jsonColumn('input')} as input from kanta.sagas where name = ${name} and idempotency_key = ${saga.key}`,
       )
       // Pruned in between: the key is free again.
-      if (found !== undefined) return { id: found.id, input: decodeJson(found.input) }
+      if (found !== undefined) return { id: found.id, input: readJson(found.input) }
     }
   }
 
@@ -119,7 +125,7 @@ export class SagaLog {
   ): Promise<ClaimedSaga[]> {
     const known = knownAs(definitions)
     const claimed = await this.#database.query(
-      sql<Omit<ClaimedSaga, 'steps'>>`
+      sql<Omit<ClaimedSaga, 'input' | 'steps'> & { readonly input: string | null }>`
         with due as (
           select s.id from kanta.sagas s
           where s.state in ('running', 'compensating') and s.run_at <= now()
@@ -131,10 +137,10 @@ export class SagaLog {
           for update of s skip locked)
         update kanta.sagas s set owner = ${worker}::uuid, fence = s.fence + 1, changed_at = clock_timestamp()
         from due where s.id = due.id
-        returning s.id, s.fence, s.name, s.version, s.shape, s.state, s.input::text as input`,
+        returning s.id, s.fence, s.name, s.version, s.shape, s.state, ${jsonColumn('s.input')} as input`,
     )
     const steps = await this.#stepsOf(claimed.map(({ id }) => id))
-    return claimed.map((saga) => ({ ...saga, input: decodeJson(saga.input), steps: steps.get(saga.id) ?? [] }))
+    return claimed.map((saga) => ({ ...saga, input: readJson(saga.input), steps: steps.get(saga.id) ?? [] }))
   }
 
   /** In how many milliseconds the next saga that nobody runs is due; `undefined` when none waits. */
@@ -336,12 +342,12 @@ export class SagaLog {
     const steps = new Map<string, StepRecord[]>()
     if (ids.length === 0) return steps
     const rows = await this.#database.query(
-      sql<Omit<StepRecord, 'compensationAttempts'> & { saga: string; tries: number }>`
-        select saga_id as saga, position, state, attempts, result::text as result, compensation, compensation_attempts as tries
+      sql<StepRow>`
+        select saga_id as saga, position, state, attempts, ${jsonColumn('result')} as result, compensation, compensation_attempts as tries
         from kanta.saga_steps where saga_id = any(${ids}::uuid[]) order by position`,
     )
     for (const { saga, tries, ...row } of rows) {
-      const step = { ...row, result: decodeJson(row.result), compensationAttempts: tries }
+      const step = { ...row, result: readJson(row.result), compensationAttempts: tries }
       steps.set(saga, [...(steps.get(saga) ?? []), step])
     }
     return steps

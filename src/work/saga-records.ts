@@ -1,7 +1,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import { NotFoundError, SagaError, type SagaFailure } from '../core/errors.ts'
 import type { SagaDatabase, SagaState, StepRecord } from './saga-log.ts'
-import { decodeJson } from './saga-values.ts'
+import { jsonColumn, readJson } from './saga-values.ts'
 
 /** A saga, as its log says. */
 export interface SagaRecord {
@@ -11,7 +11,7 @@ export interface SagaRecord {
   readonly version: number
   readonly idempotencyKey: string
   readonly state: SagaState
-  /** The process that runs it now: host and process id. Of one that waits for its next attempt there is none. */
+  /** The process that runs it now: host and process id. Of one that waits, or whose process is gone, there is none. */
   readonly runBy: string | undefined
   readonly isCanceled: boolean
   /** The step that failed, for which the saga turned back. */
@@ -113,7 +113,7 @@ export class SagaRecords {
                coalesce(stuck.name, s.failed_step) as step,
                coalesce(stuck.error_code, s.error_code) as code, coalesce(stuck.error_message, s.error_message) as message,
                case when s.state = 'completed' then (
-                 select coalesce(json_agg(json_build_array(t.name, t.result)), '[]')::text
+                 select ${jsonColumn(`coalesce(json_agg(json_build_array(t.name, t.result)), '[]')`)}
                  from kanta.saga_steps t where t.saga_id = s.id and t.result is not null) end as results
         from unnest(${ids}::uuid[]) as asked (id)
         left join kanta.sagas s on s.id = asked.id
@@ -185,7 +185,7 @@ export class SagaRecords {
                canceled_at is not null as canceled, failed_step as failed, error_code as code, error_message as message,
                ${epoch('created_at')} as created, ${epoch('changed_at')} as changed, ${epoch('ended_at')} as ended,
                case when state in ('running', 'compensating') and owner is null and run_at > now() then ${epoch('run_at')} end as due
-        from found left join kanta.saga_workers w on w.id = found.owner ${narrowed}`,
+        from found left join kanta.saga_workers w on w.id = found.owner and w.alive_until > now() ${narrowed}`,
     )
     if (sagas.length === 0) return []
     const steps = await this.#database.query(
@@ -208,7 +208,7 @@ interface OutcomeRow {
   readonly step: string | null
   readonly code: string | null
   readonly message: string | null
-  readonly results: unknown
+  readonly results: string | null
 }
 
 /** As a number, which no parser of the application's own turns into something else. */
@@ -255,7 +255,7 @@ function failureOf({ code, message }: Pick<SagaRow, 'code' | 'message'>): SagaFa
 function outcomeOf(row: OutcomeRow): SagaOutcome {
   if (row.name === null) return { error: noSuchSaga(row.id) }
   if (row.state === 'completed') {
-    const results = decodeJson(row.results) as readonly (readonly [string, unknown])[]
+    const results = readJson(row.results) as readonly (readonly [string, unknown])[]
     return { results: Object.freeze(Object.fromEntries(results)) }
   }
   return { error: failureToComplete(row, row.name) }

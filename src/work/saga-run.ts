@@ -211,7 +211,9 @@ export class SagaRun {
     write: () => Promise<Written>,
   ): Promise<Written> {
     if (this.#end !== undefined) throw this.#end
-    const { database, log } = this.#parts
+    const { database, log, leaseUntil } = this.#parts
+    // It was kept from working for so long that another process may do this by now.
+    if (performance.now() >= leaseUntil()) throw leaseLost(this.lease.id)
     const attempt = new Attempt(step)
     this.#attempt = attempt
     const { signal } = attempt.controller

@@ -34,7 +34,7 @@ export const sagaTables: OwnTables = {
        ended_at timestamptz,
        constraint sagas_name_idempotency_key_key unique (name, idempotency_key)
      ) with (fillfactor = 70);
-     comment on column kanta.sagas.shape is 'The names of the steps, as JSON. A process with other steps leaves it alone.';
+     comment on column kanta.sagas.shape is 'The names of the steps as JSON, those in transactions in brackets. A process with other steps leaves it alone.';
      comment on column kanta.sagas.run_at is 'When it may go on: the pauses after failures are here.';
      create index sagas_run_at_idx on kanta.sagas (run_at) where state in ('running', 'compensating');
      create index sagas_owner_idx on kanta.sagas (owner) where owner is not null;

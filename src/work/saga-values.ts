@@ -1,3 +1,4 @@
+import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError, type SagaFailure } from '../core/errors.ts'
 
 /**
@@ -47,10 +48,18 @@ export function encodeJson(value: unknown, what: string, maxBytes: number): stri
 }
 
 /** What {@link encodeJson} wrote, frozen: what a step changed in it would be there or not, depending on the process. */
-export function decodeJson(text: unknown): unknown {
-  if (text === null || text === undefined) return undefined
-  // A plugin of the application may have parsed it already.
-  return typeof text === 'string' ? JSON.parse(text, (_key, value: unknown) => Object.freeze(value)) : text
+export function decodeJson(text: string | null): unknown {
+  return text === null ? undefined : JSON.parse(text, (_key, value: unknown) => Object.freeze(value))
+}
+
+/** A JSON column, to be read by {@link readJson}: as text that no plugin or parser of the application takes for JSON. */
+export function jsonColumn(column: string): RawBuilder<string | null> {
+  return sql`'=' || ${sql.raw(column)}::text`
+}
+
+/** What {@link jsonColumn} selected. */
+export function readJson(text: string | null): unknown {
+  return decodeJson(text === null ? null : text.slice(1))
 }
 
 /** What the log keeps of an error: its code and its message, not its cause, its stack, or what the server quotes of a row. */

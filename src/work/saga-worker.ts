@@ -57,7 +57,8 @@ export class SagaWorker {
   #prunedAt = Number.NEGATIVE_INFINITY
   #loops: Promise<unknown> = Promise.resolve()
   #listening: Promise<Subscription | undefined> = Promise.resolve(undefined)
-  #telling: Promise<void> | undefined
+  #telling: Promise<void> = Promise.resolve()
+  #hasHint = false
 
   constructor(parts: WorkerParts, settings: WorkerSettings) {
     this.#parts = parts
@@ -81,13 +82,15 @@ export class SagaWorker {
     if (this.#runs.size >= this.#settings.concurrency) this.tellOthers()
   }
 
-  /** The other processes look for work now. Only a hint: they look by themselves, too. */
+  /** The other processes look for work now, or for the saga that was canceled. Only a hint: they look by themselves, too. */
   tellOthers(canceled = ''): void {
-    if (this.#parts.database.isClosed) return
-    const telling = (this.#telling ?? Promise.resolve()).then(() =>
-      this.#parts.database.notify(channel, canceled, { idempotent: true }).catch(() => undefined),
-    )
-    this.#telling = telling
+    // One that is not sent yet says the same.
+    if (this.#parts.database.isClosed || (canceled === '' && this.#hasHint)) return
+    if (canceled === '') this.#hasHint = true
+    this.#telling = this.#telling.then(async () => {
+      if (canceled === '') this.#hasHint = false
+      await this.#parts.database.notify(channel, canceled, { idempotent: true }).catch(() => undefined)
+    })
   }
 
   /** The saga was canceled: if it runs here, its step is told now. */
@@ -139,7 +142,7 @@ export class SagaWorker {
         if (this.#setbacks > 0)
           await pauseFor(Math.min(firstPauseMs * 2 ** Math.min(this.#setbacks, 10), this.#settings.pollMs))
       } catch (error) {
-        if (this.#parts.database.isClosed) return
+        if (this.#parts.database.isClosed) return this.#renewal.ring()
         this.#setBack(error)
         idleMs = Math.min(idleMs * 2, this.#settings.pollMs)
         pauseMs = idleMs
@@ -208,7 +211,7 @@ export class SagaWorker {
       const isRenewed = await this.#renew()
       if (this.#parts.database.isClosed) this.#loseAll()
       else if (!isRenewed && performance.now() >= this.#leaseUntil) this.#loseAll()
-      if (!this.#isOver) await this.#renewal.wait(isRenewed ? leaseMs / 3 : leaseMs / 10)
+      if (!this.#isOver) await this.#renewal.wait(isRenewed ? leaseMs / 3 : leaseMs / 10, { ref: false })
       if (this.#parts.database.isClosed && this.#runs.size === 0) return
     }
   }

@@ -80,7 +80,7 @@ export interface StepOptions<Input, Results, Result, Transactional extends StepT
 /** What {@link saga} takes besides the name. */
 export interface SagaOptions {
   /**
-   * Count it up when steps are added, removed or renamed, and give {@link createSagas} the old definition as well as long as
+   * Count it up when steps are added, removed, renamed or put into a transaction, and give {@link createSagas} the old definition as well as long as
    * sagas of it may be under way: each goes on by the version that it was begun with. @default 1
    */
   readonly version?: number
@@ -184,9 +184,9 @@ export function saga<Input extends Jsonable<Input>>(name: string, { version = 1 
   return new Saga<Input>(name, version, [])
 }
 
-/** What tells definitions of one version apart that have different steps: their names in order. */
+/** What tells definitions of one version apart that have different steps: their names in order, and which are in transactions. */
 export function shapeOf({ steps }: SagaDefinition): string {
-  return JSON.stringify(steps.map(({ name }) => name))
+  return JSON.stringify(steps.map(({ name, transaction }) => (transaction === false ? name : [name])))
 }
 
 function resolveStep<Input, Results, Result, Transactional extends StepTransaction | boolean>(

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { sql } from 'kysely'
+import { CamelCasePlugin, ParseJSONResultsPlugin, sql } from 'kysely'
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import {
   createDatabase,
@@ -804,6 +804,24 @@ describe('the rest', () => {
     const results = await Promise.all(Array.from({ length: 100 }, (_, n) => sagas.run(counted, n)))
     expect(results.map(({ one }) => one)).toEqual(Array.from({ length: 100 }, (_, n) => n))
     expect(most).toBeLessThanOrEqual(5)
+  })
+
+  test('plugins that rename columns or parse JSON do not disturb it', async () => {
+    const plugins = [new CamelCasePlugin(), new ParseJSONResultsPlugin()]
+    const own = await createDatabase<DB>({ postgres: { url }, redis: false, plugins })
+    opened.push(own)
+    const odd = saga<{ snake_case: string; json: string }>('odd')
+      .step('first', { run: ({ input }) => ({ ...input, more_of: ['{"a":1}'] }) })
+      .step('second', {
+        retry: once,
+        run: ({ results }) => {
+          throw new Error(results.first.json + results.first.more_of.join())
+        },
+      })
+    const sagas = await open([odd], {}, own)
+    const error = await failed(sagas.run(odd, { snake_case: 'x', json: '[1]' }))
+    expect(error).toMatchObject({ code: 'SAGA_COMPENSATED', failure: { message: '[1]{"a":1}' } })
+    expect(await sagas.list()).toMatchObject([{ failedStep: 'second', steps: [{ compensation: undefined }, {}] }])
   })
 
   test('it works on the embedded PostgreSQL, too', async () => {

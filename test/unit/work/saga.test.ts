@@ -39,7 +39,7 @@ describe('a definition', () => {
   test('may be the beginning of several, which do not know each other', () => {
     const begun = saga('x').step('one', one)
     expect(shapeOf(begun.step('two', one))).toBe('["one","two"]')
-    expect(shapeOf(begun.step('three', one))).toBe('["one","three"]')
+    expect(shapeOf(begun.step('three', { ...one, transaction: true }))).toBe('["one",["three"]]')
     expect(shapeOf(begun)).toBe('["one"]')
   })
 
