@@ -144,8 +144,6 @@ export interface Database<DB> extends AsyncDisposable {
    * it throws is logged and undoes nothing.
    */
   afterCommit(hook: Hook): void
-  /** Whether a transaction of this database surrounds the caller, so that what he does joins it. */
-  readonly isInTransaction: boolean
   /** Calls `hook` when the transaction or savepoint of this async context is rolled back. Outside a transaction: never. */
   afterRollback(hook: Hook): void
 
@@ -861,10 +859,6 @@ class OpenDatabase<DB> implements Database<DB> {
       void Promise.resolve()
         .then(hook)
         .catch((error: unknown) => warnOfHook(this.#config, error))
-  }
-
-  get isInTransaction(): boolean {
-    return this.#transactions.current !== undefined
   }
 
   afterRollback(hook: Hook): void {

@@ -10,7 +10,7 @@ export type SagaState = 'compensated' | 'compensating' | 'completed' | 'running'
 /** What the log needs of a database. */
 export type SagaDatabase = Pick<
   Database<never>,
-  'afterCommit' | 'isClosed' | 'isInTransaction' | 'listen' | 'notify' | 'query' | 'queryOne' | 'transaction'
+  'afterCommit' | 'isClosed' | 'currentTransaction' | 'listen' | 'notify' | 'query' | 'queryOne' | 'transaction'
 > & { readonly db: Kysely<LeaseTables> }
 
 /** Written by Kysely's builder, so that renewing a lease shares a connection and waits for none of a pool that is used up. */

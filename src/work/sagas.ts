@@ -294,7 +294,7 @@ class OpenSagas implements Sagas {
   }
 
   #assertOutside(what: string): void {
-    if (!this.#database.isInTransaction) return
+    if (this.#database.currentTransaction === undefined) return
     throw new TransactionError(
       'TRANSACTION_MISUSE',
       `${what} was called inside a transaction, and would wait for a saga that may only run after its commit. ` +

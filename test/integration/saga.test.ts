@@ -729,8 +729,8 @@ describe('the rest', () => {
   test('a step sees no transaction of whoever began the saga, and one in a transaction sees its own', async () => {
     const seen: boolean[] = []
     const definition = saga('context')
-      .step('outside', { run: () => void seen.push(database.isInTransaction) })
-      .step('inside', { transaction: true, run: () => void seen.push(database.isInTransaction) })
+      .step('outside', { run: () => void seen.push(database.currentTransaction !== undefined) })
+      .step('inside', { transaction: true, run: () => void seen.push(database.currentTransaction !== undefined) })
     const sagas = await open([definition])
     const handle = await database.transaction(() => sagas.start(definition, undefined))
     await handle.result()
