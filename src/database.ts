@@ -572,10 +572,42 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
   const { kysely, rest } = splitOptions(options)
   const config = resolveConfig(rest)
   const source = await openSource(config.postgres, config.logger)
-  const context = engineContext((message) => config.logger.warn(message))
-  const parts = openParts(source, config, context)
   const listenerSource =
     config.directPostgres === config.postgres ? source : await openSource(config.directPostgres, config.logger)
+  return openDatabase<DB>(config, kysely, { source, listenerSource })
+}
+
+/** Where a database has its connections from. */
+export interface DatabaseSources {
+  readonly source: ConnectionSource
+  /** For the connection that listens. */
+  readonly listenerSource: ConnectionSource
+  /** Called once, when all else is closed. Must not reject. */
+  readonly onClosed?: (() => Promise<void>) | undefined
+}
+
+/** What a database was opened with, for what opens another like it. */
+export interface DatabaseOrigin {
+  readonly config: ResolvedConfig
+  readonly kysely: KyselyOptions
+  readonly engine: Engine
+}
+
+const origins = new WeakMap<object, DatabaseOrigin>()
+
+/** What an open database was opened with; nothing for an object that is none of ours. */
+export function originOf(database: object): DatabaseOrigin | undefined {
+  return origins.get(database)
+}
+
+/** Opens a database over sources that are there already, which it closes as {@link createDatabase} does its own. */
+export async function openDatabase<DB>(
+  config: ResolvedConfig,
+  kysely: KyselyOptions,
+  { source, listenerSource, onClosed }: DatabaseSources,
+): Promise<Database<DB>> {
+  const context = engineContext((message) => config.logger.warn(message))
+  const parts = openParts(source, config, context)
   const report = subscriberReport(parts.engine, config.logger)
   const notifications = openNotifications(parts.engine, listenerSource, config, report)
   parts.engine.repeats = openRepeatedReads(parts.engine, config)
@@ -591,6 +623,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     await closeCache(cache, config)
     await Promise.all([redis?.client.close(), redis?.subscriber.close()])
     await source.close()
+    await onClosed?.()
   }
   try {
     await parts.engine.pool.prewarm()
@@ -605,6 +638,7 @@ export async function createDatabase<DB>(options?: DatabaseOptions & KyselyOptio
     kysely,
     close,
   )
+  origins.set(database, { config, kysely, engine: parts.engine })
   try {
     // Other processes may have cached what is written here.
     if (redis !== undefined && config.cache.queries) await database.watchWrites()

@@ -1,4 +1,4 @@
-import { coarseNow } from '../core/coarse-clock.ts'
+import { coarseNow, exactNow } from '../core/coarse-clock.ts'
 import { pauseFor, settleWithin } from '../core/deadline.ts'
 import { DatabaseError } from '../core/errors.ts'
 import { type Codec, type Survey, survey } from './codec.ts'
@@ -490,7 +490,7 @@ export class Loader implements InvalidationTarget {
     const { log, isTrusted } = this.#invalidations
     if (isTrusted || this.#tier?.isReady === true || memoryTtlWithoutRedisMs === 0) return false
     if (!policy.usesMemory || isDirty || log.isBlocked(key, facts.tags)) return false
-    const now = performance.now()
+    const now = exactNow()
     const until = now + Math.min(memoryTtlWithoutRedisMs, facts.freshMs)
     this.memory.set(key, {
       value,
@@ -567,7 +567,7 @@ export class Loader implements InvalidationTarget {
   #staleOf(key: string, flight: Flight): Stale | undefined {
     if (flight.isDirty) return undefined
     const entry = this.inMemory(key)
-    if (entry !== undefined && entry.staleUntil > performance.now()) return entry
+    if (entry !== undefined && entry.staleUntil > exactNow()) return entry
     const { stale } = flight
     return stale && this.#invalidations.log.holds(key, stale.clock, stale.tags) ? stale : undefined
   }

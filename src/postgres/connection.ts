@@ -28,6 +28,11 @@ export interface ConnectionSource {
    * sent afterwards is not hit by it, or after a second without an answer. Never rejects.
    */
   cancel(client: Client): Promise<void>
+  /**
+   * Where there is no socket, as in the embedded PostgreSQL: gives whole messages of the protocol to the session, and what it
+   * answers. Only for whoever holds the session.
+   */
+  readonly exchange?: (messages: Uint8Array) => Promise<Uint8Array>
   /** Where all share one session, as in the embedded PostgreSQL: how that session's notifications are heard. */
   readonly shared?: SharedNotifications
   /** Frees what the source itself holds; connections handed out are not closed by it. */
@@ -45,6 +50,11 @@ export interface SharedNotifications {
 /** What the server has reported of itself on this connection, such as `in_hot_standby`, or was told when it was opened. */
 export function parameterOf(client: Client, name: string): string | undefined {
   return parameters.get(client)?.get(name)
+}
+
+/** All of it. */
+export function parametersOf(client: Client): ReadonlyMap<string, string> {
+  return parameters.get(client) ?? new Map()
 }
 
 /** Begins to note what the server reports, beside what it was `told`; before the client connects. */

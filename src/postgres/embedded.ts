@@ -14,17 +14,32 @@ import { parsersFor } from './value-parsers.ts'
 /** How long a second `connect` waits for the only session to become free. */
 const sessionWaitMs = 5_000
 
+/** A cluster as {@link EmbeddedSource.dump} gave it. */
+export type ClusterSnapshot = Blob
+
+/** The embedded PostgreSQL as a source of its one connection. */
+export interface EmbeddedSource extends ConnectionSource {
+  /** The whole cluster, from which another can be opened. While nobody uses the session. */
+  dump(): Promise<ClusterSnapshot>
+}
+
 /**
  * PostgreSQL inside this process (PGlite), for development without a server. It is one session: a second connection
  * waits until the first has ended. A data folder belongs to one process at a time; `memory` keeps nothing.
  *
- * Fails with `EMBEDDED_UNAVAILABLE` when the package is not installed, the folder is in use or cannot be read.
+ * Fails with `EMBEDDED_UNAVAILABLE` when the package is not installed, the folder is in use or cannot be read. With a
+ * `snapshot` it begins as that was; only in memory.
  */
-export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Promise<ConnectionSource> {
+export async function openEmbedded(
+  target: EmbeddedTarget,
+  logger: Logger,
+  snapshot?: ClusterSnapshot,
+): Promise<EmbeddedSource> {
   const description = describeTarget(target)
   const { createPgConfig, PGlite } = await loadPGlite()
   const folder = target.dataDir === 'memory' ? undefined : lockFolder(target.dataDir)
-  const pglite = await start(PGlite, folder).catch((error: unknown) => {
+  const starting = snapshot === undefined ? start(PGlite, folder) : ready(new PGlite({ loadDataDir: snapshot }))
+  const pglite = await starting.catch((error: unknown) => {
     folder?.unlock()
     if (error instanceof ConnectionError) throw error
     const advice = 'If another version of PGlite wrote its data, move the folder away'
@@ -52,6 +67,8 @@ export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Prom
     },
     // It computes on the only thread, so whoever could ask for a stop has to wait until the statement is through.
     cancel: () => Promise.resolve(),
+    exchange: (messages) => pglite.execProtocolRaw(messages, { syncToFs: false }),
+    dump: () => pglite.dumpDataDir('none'),
     shared: { channels, subscribe: (onNotification) => pglite.onNotification(onNotification) },
     async close() {
       if (!pglite.closed) await pglite.close()

@@ -44,6 +44,8 @@ const bySqlState: Readonly<Record<string, ErrorCode>> = {
   '23505': 'UNIQUE_VIOLATION',
   '23514': 'CHECK_VIOLATION',
   '23P01': 'EXCLUSION_VIOLATION',
+  // VACUUM and its like inside a transaction, or a mode of the transaction that comes too late.
+  '25001': 'TRANSACTION_MISUSE',
   '25006': 'READ_ONLY',
   '25P02': 'TRANSACTION_ABORTED',
   '25P03': 'IDLE_IN_TRANSACTION_TIMEOUT',
@@ -117,6 +119,7 @@ const transactionCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'DEADLOCK',
   'SERIALIZATION_FAILURE',
   'TRANSACTION_ABORTED',
+  'TRANSACTION_MISUSE',
 ])
 const connectionCodes: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   'AUTHENTICATION_FAILED',

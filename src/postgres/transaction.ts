@@ -77,24 +77,44 @@ export class Transactions {
 
   /** Ends a transaction well, and runs its hooks. */
   async commit(scope: Scope): Promise<void> {
-    if (scope.parent !== undefined) return scope.commit()
-    const before = scope.takeHooks('before')
-    if (before.length > 0) await this.#runHooks(before)
-    await scope.commit()
-    const hooks = scope.takeHooks('commit')
+    const hooks = await this.#commit(scope)
     if (hooks.length > 0) await this.#runHooks(hooks)
   }
 
-  /** Undoes a transaction after a failure. Never rejects. */
+  /** Undoes a transaction after a failure, and runs its hooks. Never rejects. */
   async rollback(scope: Scope, reason?: unknown): Promise<void> {
+    await this.#runHooks(await this.#rollback(scope, reason))
+  }
+
+  /** Gives the hooks to run now. */
+  async #commit(scope: Scope): Promise<readonly Hook[]> {
+    if (scope.parent !== undefined) {
+      await scope.commit()
+      return none
+    }
+    const before = scope.takeHooks('before')
+    if (before.length > 0) await this.#runHooks(before)
+    await scope.commit()
+    return scope.takeHooks('commit')
+  }
+
+  /** Gives the hooks to run now. */
+  async #rollback(scope: Scope, reason: unknown): Promise<readonly Hook[]> {
     await scope.rollback()
     // Perhaps it was committed; then those of a rollback would be wrong.
-    await this.#runHooks(scope.takeHooks(isOutcomeUnknown(reason) ? 'unknown' : 'rollback'))
+    return scope.takeHooks(isOutcomeUnknown(reason) ? 'unknown' : 'rollback')
   }
 
   // Async, so that misuse is a rejection as everything else.
   async #runNested<T>(parent: Scope, work: () => Promise<T>, options: TransactionOptions): Promise<T> {
-    return this.#runToEnd(parent.nest(limitsFrom(options.timeoutMs, options.signal)), work)
+    let hooks = none
+    try {
+      return await this.#runToEnd(parent.nest(limitsFrom(options.timeoutMs, options.signal)), work, (given) => {
+        hooks = given
+      })
+    } finally {
+      if (hooks.length > 0) await this.#runHooks(hooks)
+    }
   }
 
   async #runOutermost<T>(
@@ -145,26 +165,38 @@ export class Transactions {
     const lease = { purpose: 'a transaction', limits, origin, outOfTime }
     let failure: unknown
     let session: Session | undefined
+    let hooks = none
     try {
       session = engine.pool.tryAcquire(lease) ?? (await engine.pool.acquire(lease))
-      return await this.#runToEnd(this.begin(session, beginSql(options), limits), work)
+      return await this.#runToEnd(this.begin(session, beginSql(options), limits), work, (given) => {
+        hooks = given
+      })
     } catch (error) {
       failure = error
       throw error
     } finally {
       if (session) engine.giveBack(session, failure)
+      // The connection first: what a hook asks for may need it, where there is only one.
+      if (hooks.length > 0) await this.#runHooks(hooks)
     }
   }
 
-  /** Runs the work with its statements joining the scope, within the limits, and ends the scope well or undoes it. */
-  async #runToEnd<T>(scope: Scope, work: () => Promise<T>): Promise<T> {
+  /**
+   * Runs the work with its statements joining the scope, within the limits, and ends the scope well or undoes it. What is to be
+   * run after that is handed over.
+   */
+  async #runToEnd<T>(
+    scope: Scope,
+    work: () => Promise<T>,
+    handOver: (hooks: readonly Hook[]) => void,
+  ): Promise<T> {
     try {
       const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
       if (scope.isUnsettled) await scope.settle()
-      await this.commit(scope)
+      handOver(await this.#commit(scope))
       return result
     } catch (error) {
-      await this.rollback(scope, error)
+      handOver(await this.#rollback(scope, error))
       throw error
     } finally {
       scope.end()
@@ -194,6 +226,8 @@ export class Transactions {
     events.emit('transaction', { outcome, durationMs: performance.now() - began, attempts, error })
   }
 }
+
+const none: readonly Hook[] = []
 
 const patience = { attempts: transactionAttempts, baseDelayMs: 10, maxDelayMs: 500 }
 

@@ -26,7 +26,7 @@ let testScope: Scope | undefined
 export async function freshDatabaseUrl(template: 'domain' | 'empty' = 'domain'): Promise<string> {
   const prefix = inject('databasePrefix')
   const name = `${prefix}_${randomBytes(4).toString('hex')}`
-  const from = template === 'domain' ? prefix : 'template0'
+  const from = template === 'domain' ? inject('templateDatabase') : 'template0'
   await administer((client) => client.query(`CREATE DATABASE ${name} TEMPLATE ${from} STRATEGY file_copy`))
   ;(testScope ?? fileScope).names.push(name)
   const url = new URL(inject('postgresUrl'))

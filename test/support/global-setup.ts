@@ -3,9 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import { Client } from 'pg'
 import type { TestProject } from 'vitest/node'
-import { resolveConfig } from '../../src/core/config.ts'
-import { openSource } from '../../src/postgres/source.ts'
-import { Migrator } from '../../src/schema/migrator.ts'
+import { type TestServer, testServer } from '../../src/testing.ts'
 import { findServers, providePgBouncer } from './run-servers.ts'
 
 declare module 'vitest' {
@@ -13,8 +11,10 @@ declare module 'vitest' {
     /** The superuser's URL. */
     postgresUrl: string
     redisUrl: string
-    /** Every database of this run begins with it; the one with just that name is the template. */
+    /** Every database of this run begins with it. */
     databasePrefix: string
+    /** With all migrations applied. */
+    templateDatabase: string
   }
 }
 
@@ -25,13 +25,16 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   console.log(`PostgreSQL: ${postgres.origin}. Redis: ${redis.origin}.`)
   const prefix = `kanta_test_${randomBytes(4).toString('hex')}`
 
+  let server: TestServer<never> | undefined
+
   async function teardown(): Promise<void> {
+    await server?.close()
     await dropDatabases(postgres.url, prefix)
     await Promise.all([postgres.stop(), redis.stop()])
   }
 
   try {
-    await makeTemplate(postgres.url, prefix)
+    server = await testServer<never>({ url: postgres.url, name: prefix })
   } catch (error) {
     await teardown()
     throw error
@@ -39,24 +42,8 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   project.provide('postgresUrl', postgres.url)
   project.provide('redisUrl', redis.url)
   project.provide('databasePrefix', prefix)
+  project.provide('templateDatabase', server.template ?? '')
   return teardown
-}
-
-async function makeTemplate(serverUrl: string, name: string): Promise<void> {
-  await administer(serverUrl, (client) => client.query(`CREATE DATABASE ${name} TEMPLATE template0`))
-  const url = new URL(serverUrl)
-  url.pathname = `/${name}`
-  const config = resolveConfig({ postgres: { url: url.href }, redis: false }, {})
-  const source = await openSource(config.postgres, { info: () => {}, warn: console.warn })
-  try {
-    await new Migrator({ source, directory: 'migrations' }).up()
-  } finally {
-    await source.close()
-  }
-  // A connection to the template would make every copy fail.
-  await administer(serverUrl, (client) =>
-    client.query(`ALTER DATABASE ${name} ALLOW_CONNECTIONS false IS_TEMPLATE true`),
-  )
 }
 
 async function dropDatabases(serverUrl: string, prefix: string): Promise<void> {
@@ -66,7 +53,6 @@ async function dropDatabases(serverUrl: string, prefix: string): Promise<void> {
       [prefix],
     )
     for (const { datname } of rows) {
-      await client.query(`ALTER DATABASE ${datname} IS_TEMPLATE false`)
       await client.query(`DROP DATABASE ${datname} WITH (FORCE)`)
     }
   })
