@@ -18,7 +18,7 @@ const floors: readonly (readonly string[])[] = [
   ['database.ts'],
   ['repository', 'work', 'security', 'diagnostics'],
   ['repositories', 'testing', 'status', 'default.ts'],
-  ['index.ts', 'domain.ts', 'migrate.ts'],
+  ['index.ts', 'domain.ts', 'migrate.ts', 'testing.ts'],
   ['cli'],
 ]
 

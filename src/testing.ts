@@ -8,3 +8,18 @@ export type { SandboxIsolation } from './testing/sandbox-commands.ts'
 export { memoryDatabase, type MemoryDatabaseOptions } from './testing/memory-database.ts'
 export type { SchemaSource } from './testing/schema-source.ts'
 export { type TestServer, testServer, type TestServerOptions } from './testing/test-server.ts'
+export {
+  type ClientMessage,
+  type Fault,
+  faultProxy,
+  type InjectedFailure,
+  type MessagePattern,
+  type Proxy,
+  type ProxyOptions,
+  type Rule,
+  type RuleOptions,
+  type ServerMessage,
+} from './testing/fault-proxy.ts'
+export { factory, type Factory, type FactoryOptions, type FactorySource, type Sequence } from './testing/factory.ts'
+export { type DomainFactories, factories, testPassword } from './testing/domain-factories.ts'
+export { cacheClock, type CacheClock } from './testing/cache-clock.ts'

@@ -185,11 +185,7 @@ export class Transactions {
    * Runs the work with its statements joining the scope, within the limits, and ends the scope well or undoes it. What is to be
    * run after that is handed over.
    */
-  async #runToEnd<T>(
-    scope: Scope,
-    work: () => Promise<T>,
-    handOver: (hooks: readonly Hook[]) => void,
-  ): Promise<T> {
+  async #runToEnd<T>(scope: Scope, work: () => Promise<T>, handOver: (hooks: readonly Hook[]) => void): Promise<T> {
     try {
       const result = await withinLimits(scope, () => this.#engine.ambient.run({ scope }, work))
       if (scope.isUnsettled) await scope.settle()

@@ -33,19 +33,12 @@ export function afterText(bytes: Buffer, start: number): number {
 }
 
 /** A message with this code and body. */
-export function message(code: string, ...body: readonly (Buffer | string)[]): Buffer {
+export function frame(code: string, ...body: readonly (Buffer | string)[]): Buffer {
   const parts = body.map((part) => (typeof part === 'string' ? Buffer.from(`${part}\0`) : part))
   const head = Buffer.alloc(5)
   head.write(code, 0, 'latin1')
   head.writeInt32BE(4 + parts.reduce((sum, part) => sum + part.length, 0), 1)
   return Buffer.concat([head, ...parts])
-}
-
-/** A number of 16 bits. */
-export function int16(value: number): Buffer {
-  const bytes = Buffer.alloc(2)
-  bytes.writeInt16BE(value)
-  return bytes
 }
 
 /** Numbers of 32 bits. */
@@ -57,10 +50,10 @@ export function int32(...values: readonly number[]): Buffer {
 
 /** Commands without parameters, by the simple protocol. */
 export function queryMessage(sql: string): Buffer {
-  return message('Q', sql)
+  return frame('Q', sql)
 }
 
-export const syncMessage: Buffer = message('S')
+export const syncMessage: Buffer = frame('S')
 
 /** What makes the server itself fail with this, in the place of a statement. */
 export function raising(sqlState: string, text: string): string {

@@ -1,5 +1,5 @@
 import type { Duplex } from 'node:stream'
-import { message, MessageCutter, textAt } from './messages.ts'
+import { frame, MessageCutter, textAt } from './messages.ts'
 import type { SandboxBackend } from './sandbox-link.ts'
 
 /** The connection of a sandbox over a socket. */
@@ -39,7 +39,7 @@ export class SocketBackend implements SandboxBackend {
 
 const copiesIn = /\bcopy\b[^;]*\bfrom\s+stdin\b/i
 /** Says that bytes may come, as text, of an unknown number of columns. */
-const takesCopy = message('G', Buffer.from([0, 0, 0]))
+const takesCopy = frame('G', Buffer.from([0, 0, 0]))
 
 /** The connection of a sandbox into the embedded PostgreSQL, which takes a COPY only with all its bytes. */
 export class EmbeddedBackend implements SandboxBackend {

@@ -1,5 +1,5 @@
 import { ConnectionError, DatabaseError } from '../core/errors.ts'
-import { afterText, int32, message, MessageCutter, queryMessage, syncMessage, textAt } from './messages.ts'
+import { afterText, frame, int32, MessageCutter, queryMessage, syncMessage, textAt } from './messages.ts'
 import type { Control, SandboxCommands } from './sandbox-commands.ts'
 import { SandboxSocket } from './sandbox-socket.ts'
 
@@ -63,7 +63,7 @@ export class SandboxLink {
   #pending: readonly string[] = []
   /** Closes of statements, which must not come before it is known what begins. */
   #held: Buffer[] = []
-  #toServer: Buffer[] = []
+  readonly #toServer: Buffer[] = []
   readonly #statements = new Map<string, Control | undefined>()
   readonly #portals = new Map<string, Control | undefined>()
   /** On the server, whatever is rolled back. */
@@ -89,7 +89,7 @@ export class SandboxLink {
   forgetStatements(): Promise<void> {
     return this.#awaited((onReady) => {
       this.#phases.push({ isClients: false, onReady, error: undefined })
-      for (const name of this.#prepared) this.#toServer.push(message('C', Buffer.from('S'), name))
+      for (const name of this.#prepared) this.#toServer.push(frame('C', Buffer.from('S'), name))
       this.#toServer.push(syncMessage)
     })
   }
@@ -122,10 +122,10 @@ export class SandboxLink {
   #greeting(): Buffer {
     const { parameters, processId, secretKey } = this.#settings
     return Buffer.concat([
-      message('R', int32(0)),
-      ...[...parameters].map(([name, value]) => message('S', name, value)),
-      message('K', int32(processId, secretKey)),
-      message('Z', Buffer.from('I')),
+      frame('R', int32(0)),
+      ...[...parameters].map(([name, value]) => frame('S', name, value)),
+      frame('K', int32(processId, secretKey)),
+      frame('Z', Buffer.from('I')),
     ])
   }
 
@@ -176,7 +176,7 @@ export class SandboxLink {
     this.#inCycle(control)
     const inner = innerName(name)
     if (name !== '') this.#prepared.add(inner)
-    this.#toServer.push(message('P', inner, sql, bytes.subarray(afterText(bytes, sqlStart))))
+    this.#toServer.push(frame('P', inner, sql, bytes.subarray(afterText(bytes, sqlStart))))
   }
 
   #bind(bytes: Buffer): void {
@@ -186,7 +186,7 @@ export class SandboxLink {
     const control = this.#statements.get(name)
     this.#portals.set(portal, control)
     this.#inCycle(control)
-    this.#toServer.push(message('B', portal, innerName(name), bytes.subarray(afterText(bytes, nameStart))))
+    this.#toServer.push(frame('B', portal, innerName(name), bytes.subarray(afterText(bytes, nameStart))))
   }
 
   #execute(bytes: Buffer): void {
@@ -202,7 +202,7 @@ export class SandboxLink {
     if (bytes[5] !== 'S'.charCodeAt(0)) return bytes
     const name = textAt(bytes, 6)
     if (code === 'C') this.#prepared.delete(innerName(name))
-    return message(code, Buffer.from('S'), innerName(name))
+    return frame(code, Buffer.from('S'), innerName(name))
   }
 
   #inCycle(first?: Control): Cycle {
@@ -214,7 +214,11 @@ export class SandboxLink {
 
   #start(isReadOnly: boolean, isExtended: boolean): void {
     if (!this.#isOpen) {
-      this.#ask([...this.#pending, `savepoint ${this.#settings.commands.savepoint}`, ...(isReadOnly ? ['set transaction read only'] : [])])
+      this.#ask([
+        ...this.#pending,
+        `savepoint ${this.#settings.commands.savepoint}`,
+        ...(isReadOnly ? ['set transaction read only'] : []),
+      ])
       this.#pending = []
     }
     if (isExtended) this.#toServer.push(...this.#held.splice(0))
@@ -325,7 +329,9 @@ export class SandboxLink {
 
   get #afterCommit(): readonly string[] {
     const { deferredConstraints } = this.#settings
-    return deferredConstraints === '' ? [this.#release] : [`set constraints ${deferredConstraints} deferred`, this.#release]
+    return deferredConstraints === ''
+      ? [this.#release]
+      : [`set constraints ${deferredConstraints} deferred`, this.#release]
   }
 
   #undo(): void {
@@ -342,7 +348,7 @@ export class SandboxLink {
     this.#held = []
     this.#backend.resume()
     if (this.#cycle !== undefined) {
-      if (this.#isCopying) this.#toServer.push(message('f', 'given up by the client'))
+      if (this.#isCopying) this.#toServer.push(frame('f', 'given up by the client'))
       if (this.#cycle.isExtended && !this.#cycle.isSynced) this.#toServer.push(syncMessage)
     } else if (this.#isOpen) this.#undo()
     this.#flush()
@@ -364,7 +370,7 @@ export class SandboxLink {
 }
 
 function ready(status: 'E' | 'I' | 'T'): Buffer {
-  return message('Z', Buffer.from(status))
+  return frame('Z', Buffer.from(status))
 }
 
 function textOf(bytes: Buffer): string {

@@ -142,7 +142,8 @@ class SandboxPlace {
     const session = await engine.pool.acquire({ purpose: 'a sandbox' })
     const { client } = session.channel
     const taken = takeSocket(client)
-    const backend = taken === undefined ? new EmbeddedBackend(exchangeOf(engine.source)) : new SocketBackend(taken.stream)
+    const backend =
+      taken === undefined ? new EmbeddedBackend(exchangeOf(engine.source)) : new SocketBackend(taken.stream)
     const link = new SandboxLink(backend, {
       commands: new SandboxCommands(isolation),
       parameters: parametersOf(client),

@@ -21,7 +21,11 @@ export interface SchemaSource<DB> {
  * The same for the same migrations and the same seed, and for no others. Fails with `MIGRATION_INVALID` for a folder that holds no
  * migrations.
  */
-export async function fingerprintOf<DB>({ migrations = 'migrations', seed, version }: SchemaSource<DB>): Promise<string> {
+export async function fingerprintOf<DB>({
+  migrations = 'migrations',
+  seed,
+  version,
+}: SchemaSource<DB>): Promise<string> {
   const hash = createHash('sha256')
   const add = (text: Uint8Array | string): unknown => hash.update(`${text.length}:`).update(text)
   if (migrations !== false) {

@@ -4,7 +4,7 @@ import { CamelCasePlugin, type Generated, sql } from 'kysely'
 import { describe, expect, test } from 'vitest'
 import { createDatabase } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { countOf as count, named, odd, openThings as open, schema, type Tables } from '../support/things.ts'
 
 describe('insertMany', () => {

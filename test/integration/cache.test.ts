@@ -8,7 +8,7 @@ import { createDatabase, type Database } from '../../src/index.ts'
 import { RedisClient } from '../../src/redis/client.ts'
 import { inRedis, kinds, loader, one, open, outside, type Tables, two, waitingLoader } from '../support/caches.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startRedis, startSentinel } from '../support/servers.ts'
 
 describe.each(Object.entries(kinds))('%s', (_, setting) => {

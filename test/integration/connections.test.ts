@@ -4,7 +4,7 @@ import { type RawBuilder, sql } from 'kysely'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startPostgres } from '../support/servers.ts'
 
 type PoolOptions = NonNullable<NonNullable<DatabaseOptions['postgres']>['pool']>

@@ -15,7 +15,7 @@ import {
   type RowSource,
 } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { type Fault, type MessagePattern, type Proxy, startProxy } from '../support/proxy.ts'
+import { type Fault, type MessagePattern, type Proxy, startProxy } from '../../src/testing/fault-proxy.ts'
 import { countOf as count, named, odd, openThings as open, schema, type Tables } from '../support/things.ts'
 
 /** One connection, so that whatever does not give it back is noticed. */

@@ -18,7 +18,7 @@ import { Client } from 'pg'
 import { beforeEach, describe, expect, test, vi } from 'vitest'
 import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 
 let url = ''
 

@@ -26,7 +26,7 @@ import { toDatabaseError } from '../../src/postgres/sqlstate.ts'
 import { RedisClient } from '../../src/redis/client.ts'
 import { Repository } from '../../src/repository/repository.ts'
 import { startPgBouncer } from '../support/pgbouncer.ts'
-import { type Proxy, startProxy } from '../support/proxy.ts'
+import { type Proxy, startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startPostgres } from '../support/servers.ts'
 
 /** Runs a call as another request would make it, outside the transaction that surrounds it. */

@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase } from '../../src/index.ts'
 import { freshDatabaseUrl, redisUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { startPostgres, startRedis } from '../support/servers.ts'
 
 test('health tells version, round trip and pool of each server', async () => {

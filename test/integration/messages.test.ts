@@ -3,7 +3,7 @@ import { Redis } from 'ioredis'
 import { afterAll, beforeAll, expect, inject, test, vi } from 'vitest'
 import { channel, createDatabase, type Database, type NotificationGap } from '../../src/index.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startRedis } from '../support/servers.ts'
 
 const warnings: string[] = []

@@ -12,7 +12,7 @@ import {
 } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 import { startPgBouncer } from '../support/pgbouncer.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startPostgres } from '../support/servers.ts'
 
 const warnings: string[] = []

@@ -18,7 +18,7 @@ import {
 import { createMigrator } from '../../src/migrate.ts'
 import { type Witness, witness } from '../faults/witness.ts'
 import { askConsole, onEachServerConnection, poolerWays, startPgBouncer } from '../support/pgbouncer.ts'
-import { type Proxy, startProxy } from '../support/proxy.ts'
+import { type Proxy, startProxy } from '../../src/testing/fault-proxy.ts'
 import { type OwnServer, startPostgres, startStandby } from '../support/servers.ts'
 
 interface DB {

@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import { expect, onTestFinished, test } from 'vitest'
 import { createDatabase, type Database, type ErrorCode, type PostgresOptions } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { startPostgres } from '../support/servers.ts'
 
 function open(url: string, postgres: PostgresOptions = {}): Promise<Database<never>> {

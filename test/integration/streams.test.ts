@@ -15,7 +15,7 @@ import {
 } from '../../src/index.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 import { startPgBouncer } from '../support/pgbouncer.ts'
-import { type Proxy, startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 
 interface DB {
   notes: { id: number; text: string | null }
@@ -455,7 +455,7 @@ describe('a deadline', () => {
   })
 
   test('holds on a server that freezes in the middle of a row', async () => {
-    await using proxy = await startedProxy()
+    await using proxy = await startProxy({ to: url })
     await using database = await openOne({ url: proxy.url, pool: { max: 1, drainTimeoutMs: 10 } })
     proxy.on({ from: 'server', message: 'DataRow' }, 'stall', { nth: 150 })
     let read = 0
@@ -469,14 +469,9 @@ describe('a deadline', () => {
   })
 })
 
-async function startedProxy(): Promise<Proxy & AsyncDisposable> {
-  const proxy = await startProxy({ to: url })
-  return Object.defineProperty(proxy, Symbol.asyncDispose, { value: () => proxy.close() }) as Proxy & AsyncDisposable
-}
-
 describe('in a transaction', () => {
   test('a stream sees what the transaction wrote, begins it in one breath, and leaves it usable', async () => {
-    await using proxy = await startedProxy()
+    await using proxy = await startProxy({ to: url })
     await using database = await openOne({ url: proxy.url })
     const syncs = proxy.count('client', 'Sync')
     await database.transaction(async () => {
@@ -675,7 +670,7 @@ describe('a failure', () => {
   })
 
   test('of the connection before the first row is repeated, after it is not', async () => {
-    await using proxy = await startedProxy()
+    await using proxy = await startProxy({ to: url })
     await using database = await openOne({ url: proxy.url, retry: { attempts: 3, baseDelayMs: 1, maxDelayMs: 5 } })
     const heard: QueryEvent[] = []
     database.events.on('query', (event) => heard.push(event))
@@ -717,7 +712,7 @@ describe('a failure', () => {
   })
 
   test('that speaks of the health of the server counts for the breaker', async () => {
-    await using proxy = await startedProxy()
+    await using proxy = await startProxy({ to: url })
     await using database = await openOne({
       url: proxy.url,
       retry: false,

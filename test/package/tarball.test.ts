@@ -83,7 +83,7 @@ test('importing it does not load the embedded PostgreSQL or the TypeScript compi
   await node(join(folder, 'bare'), [
     '--input-type=module',
     '--eval',
-    `await import('kanta'); await import('kanta/migrate')`,
+    `await import('kanta'); await import('kanta/migrate'); await import('kanta/testing')`,
   ])
 })
 

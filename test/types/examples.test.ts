@@ -58,6 +58,7 @@ test('every example in docs/ and in doc comments compiles', async () => {
         kanta: [join(root, 'src/index.ts')],
         'kanta/domain': [join(root, 'src/domain.ts')],
         'kanta/migrate': [join(root, 'src/migrate.ts')],
+        'kanta/testing': [join(root, 'src/testing.ts')],
       },
     },
     include: [],

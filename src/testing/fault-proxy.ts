@@ -1,62 +1,16 @@
 /**
- * A TCP proxy for fault tests that understands the PostgreSQL protocol in both directions. A test strikes at a message
+ * A TCP proxy for tests of faults that understands the PostgreSQL protocol in both directions. A test strikes at a message
  * (the reply to COMMIT, the third row, the client's Execute of one statement), or at all connections at once. Messages
  * are delivered whole, so that a fault lands exactly where it was asked for, however the bytes were cut into packets.
  */
 
 import { once } from 'node:events'
 import { connect, createServer, type Socket } from 'node:net'
+import { DatabaseError } from '../core/errors.ts'
+import { type ClientMessage, Conversation, type Message, type ServerMessage, type Side } from './conversation.ts'
+import { frame, queryMessage, raising } from './messages.ts'
 
-/** What a client of PostgreSQL can send. `Bytes` is whatever comes after TLS has begun, or in raw mode. */
-export type ClientMessage =
-  | 'Bind'
-  | 'Bytes'
-  | 'CancelRequest'
-  | 'Close'
-  | 'CopyData'
-  | 'CopyDone'
-  | 'CopyFail'
-  | 'Describe'
-  | 'Execute'
-  | 'Flush'
-  | 'FunctionCall'
-  | 'GssRequest'
-  | 'Parse'
-  | 'Password'
-  | 'Query'
-  | 'SslRequest'
-  | 'Startup'
-  | 'Sync'
-  | 'Terminate'
-
-/** What PostgreSQL can send. `SslAnswer` is the single byte that answers an SslRequest. */
-export type ServerMessage =
-  | 'Authentication'
-  | 'BackendKeyData'
-  | 'BindComplete'
-  | 'Bytes'
-  | 'CloseComplete'
-  | 'CommandComplete'
-  | 'CopyBothResponse'
-  | 'CopyData'
-  | 'CopyDone'
-  | 'CopyInResponse'
-  | 'CopyOutResponse'
-  | 'DataRow'
-  | 'EmptyQueryResponse'
-  | 'ErrorResponse'
-  | 'FunctionCallResponse'
-  | 'NegotiateProtocolVersion'
-  | 'NoData'
-  | 'NoticeResponse'
-  | 'NotificationResponse'
-  | 'ParameterDescription'
-  | 'ParameterStatus'
-  | 'ParseComplete'
-  | 'PortalSuspended'
-  | 'ReadyForQuery'
-  | 'RowDescription'
-  | 'SslAnswer'
+export type { ClientMessage, ServerMessage } from './conversation.ts'
 
 /** Which messages a fault strikes. */
 export type MessagePattern =
@@ -93,6 +47,8 @@ export type Fault =
   | { readonly delayMs: number }
   /** From this message on its direction gives one byte per interval. */
   | { readonly trickleMs: number }
+  /** Of a client's Execute or Query: the server fails in its place, by itself, with this. */
+  | { readonly sqlState: string; readonly text: string }
 
 /** When a rule strikes. */
 export interface RuleOptions {
@@ -111,8 +67,16 @@ export interface Rule {
   off(): void
 }
 
+/** Which statement the server is to fail, and how. */
+export interface InjectedFailure extends RuleOptions {
+  /** What PostgreSQL would say, such as `40001` for a serialization failure. */
+  readonly sqlState: string
+  /** Of the statement. @default any */
+  readonly statement?: RegExp
+}
+
 /** A running proxy. Times are milliseconds. */
-export interface Proxy {
+export interface Proxy extends AsyncDisposable {
   /** The target's URL with the proxy's address in it. */
   readonly url: string
   readonly port: number
@@ -127,8 +91,17 @@ export interface Proxy {
   count(from: 'server', message: ServerMessage): number
   /** Strikes at messages of a kind. Of several rules that want the same message the oldest has it. */
   on(pattern: MessagePattern, fault: Fault, options?: RuleOptions): Rule
+  /**
+   * The server fails the next statement that matches, which does not run: a real error of a real transaction, by whatever connection
+   * it comes. Only PostgreSQL without TLS.
+   */
+  failNext(failure: InjectedFailure): Rule
   /** Resets all connections that are open. */
   cut(): void
+  /** Resets connections that are opened from now on, as a server that is not there; `false` ends it. Those that are open stay. */
+  refuse(isRefusing?: boolean): void
+  /** Resets a connection, each from now on by itself, once the server has sent so many bytes more on it; 0 ends it. */
+  resetAfterBytes(bytes: number): void
   /** Stops delivery on all connections, also on those to come: they are accepted and hear nothing. */
   freeze(): void
   /** Goes on after {@link freeze} and after `stall`; nothing is lost. */
@@ -149,18 +122,49 @@ export interface ProxyOptions {
   readonly protocol?: 'postgres' | 'raw'
 }
 
-/** Starts a proxy on a free port of this machine. */
+/**
+ * Puts a proxy in front of PostgreSQL or Redis, for which the code under test is given {@link Proxy.url}: then connections are cut,
+ * freeze, become slow or are refused as the test says, on a real network and with a real server. Closed with `await using` or
+ * `close()`. It listens on this machine alone.
+ *
+ * Rejects with `INVALID_ARGUMENT` for what is no URL of one server.
+ *
+ * @example
+ * ```ts
+ * import { createDatabase } from 'kanta'
+ * import { faultProxy } from 'kanta/testing'
+ *
+ * await using proxy = await faultProxy('postgres://app@127.0.0.1:5432/shop')
+ * await using database = await createDatabase({ postgres: { url: proxy.url } })
+ * proxy.failNext({ sqlState: '40001', statement: /update/i })
+ * proxy.cut()
+ * ```
+ */
+export async function faultProxy(url: string, options: Pick<ProxyOptions, 'protocol'> = {}): Promise<Proxy> {
+  const scheme = URL.canParse(url) ? new URL(url).protocol : ''
+  const kind = /^(?:postgres(?:ql)?|(rediss?)):$/.exec(scheme)
+  if (kind === null || new URL(url).hostname === '') {
+    throw new DatabaseError(
+      'INVALID_ARGUMENT',
+      'A fault proxy was given what is no URL of one server. Give postgres://host:port/database or redis://host:port.',
+    )
+  }
+  return startProxy({ to: url, protocol: options.protocol ?? (kind[1] === undefined ? 'postgres' : 'raw') })
+}
+
+/** {@link faultProxy} for what is in the tree of kanta itself. */
 export async function startProxy(options: ProxyOptions): Promise<Proxy> {
   const target = new URL(options.to)
   const targetPort = Number(target.port || (target.protocol.startsWith('redis') ? 6379 : 5432))
   const raw = options.protocol === 'raw'
-  const shape: Shape = { delayMs: 0, bytesPerSecond: 0 }
+  const shape: Shape = { delayMs: 0, bytesPerSecond: 0, bytesToReset: 0 }
   const counts = new Map<string, number>()
   const rules = new Set<WaitingRule>()
   const links = new Set<Link>()
   const accepted: number[] = []
   const statements = new Set<string>()
   let isFrozen = false
+  let isRefusing = false
 
   function inspect(message: Message): Fault | undefined {
     const key = `${message.from} ${message.name}`
@@ -172,6 +176,11 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
 
   const listener = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
     accepted.push(performance.now())
+    if (isRefusing) {
+      client.on('error', () => undefined)
+      client.resetAndDestroy()
+      return
+    }
     const server = connect({ host: target.hostname, port: targetPort, allowHalfOpen: true, noDelay: true })
     const link = new Link(client, server, { raw, shape, inspect, onClose: () => links.delete(link) })
     links.add(link)
@@ -180,10 +189,31 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
   listener.listen(0, '127.0.0.1')
   await once(listener, 'listening')
   const address = listener.address()
-  if (address === null || typeof address === 'string') throw new Error('The system gave the proxy no port.')
+  if (address === null || typeof address === 'string')
+    throw new DatabaseError('CONNECTION_FAILED', 'The system gave the proxy no port.')
   const url = new URL(target)
   url.hostname = '127.0.0.1'
   url.port = String(address.port)
+
+  const addRule = (pattern: MessagePattern, fault: Fault, when: RuleOptions): Rule => {
+    const rule = new WaitingRule(pattern, fault, when)
+    rules.add(rule)
+    return {
+      get hits() {
+        return rule.hits
+      },
+      struck: rule.struck.promise,
+      off: () => void rules.delete(rule),
+    }
+  }
+
+  const close = async (): Promise<void> => {
+    if (!listener.listening) return
+    const closed = once(listener, 'close')
+    listener.close()
+    for (const link of [...links]) link.destroy()
+    await closed
+  }
 
   return {
     url: url.href,
@@ -194,15 +224,20 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
       return links.size
     },
     count: (from, message) => counts.get(`${from} ${message}`) ?? 0,
-    on(pattern, fault, when = {}) {
-      const rule = new WaitingRule(pattern, fault, when)
-      rules.add(rule)
+    on: (pattern, fault, when = {}) => addRule(pattern, fault, when),
+    failNext({ sqlState, statement = /(?:)/, ...when }) {
+      const fault = { sqlState, text: 'injected by a fault proxy' }
+      const both = (['Execute', 'Query'] as const).map((kind) =>
+        addRule({ from: 'client', message: kind, sql: statement }, fault, when),
+      )
       return {
         get hits() {
-          return rule.hits
+          return both.reduce((sum, { hits }) => sum + hits, 0)
         },
-        struck: rule.struck.promise,
-        off: () => void rules.delete(rule),
+        struck: Promise.race(both.map(({ struck }) => struck)),
+        off() {
+          for (const rule of both) rule.off()
+        },
       }
     },
     cut() {
@@ -222,12 +257,14 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
     throttle(bytesPerSecond) {
       shape.bytesPerSecond = bytesPerSecond
     },
-    async close() {
-      const closed = once(listener, 'close')
-      listener.close()
-      for (const link of [...links]) link.destroy()
-      await closed
+    refuse(refusing = true) {
+      isRefusing = refusing
     },
+    resetAfterBytes(bytes) {
+      shape.bytesToReset = bytes
+    },
+    close,
+    [Symbol.asyncDispose]: close,
   }
 }
 
@@ -235,16 +272,7 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
 interface Shape {
   delayMs: number
   bytesPerSecond: number
-}
-
-type Side = 'client' | 'server'
-
-interface Message {
-  readonly from: Side
-  readonly name: ClientMessage | ServerMessage
-  readonly bytes: Buffer
-  readonly sql?: string | undefined
-  readonly tag?: string | undefined
+  bytesToReset: number
 }
 
 class WaitingRule {
@@ -293,6 +321,8 @@ class Link {
   #isHeld = false
   #isBlackHole = false
   #isClosed = false
+  /** From the server, since the limit was set. */
+  #received = 0
 
   constructor(client: Socket, server: Socket, settings: LinkSettings) {
     this.#client = client
@@ -334,6 +364,7 @@ class Link {
   #listen(from: Side, source: Socket, outlet: Outlet, read: (chunk: Buffer) => Message[]): void {
     source.on('data', (chunk) => {
       if (this.#isBlackHole || this.#isClosed) return
+      if (from === 'server' && this.#isSpent(chunk.length)) return this.reset()
       outlet.cork()
       for (const message of read(chunk)) {
         if (this.#isBlackHole || this.#isClosed) break
@@ -352,6 +383,12 @@ class Link {
       const other = from === 'client' ? this.#server : this.#client
       if (other.destroyed) this.destroy()
     })
+  }
+
+  #isSpent(bytes: number): boolean {
+    const { bytesToReset } = this.#settings.shape
+    this.#received = bytesToReset === 0 ? 0 : this.#received + bytes
+    return bytesToReset > 0 && this.#received >= bytesToReset
   }
 
   #deliver(message: Message, outlet: Outlet): void {
@@ -373,6 +410,7 @@ class Link {
       outlet.trickle(fault.trickleMs)
       return outlet.push(message.bytes, 0)
     }
+    if ('sqlState' in fault) return outlet.push(failing(message, fault), 0)
     const changed = Buffer.from(message.bytes)
     if ('length' in fault) changed.writeInt32BE(fault.length(changed.readInt32BE(1)), 1)
     else changed[fault.corruptByte] = (changed[fault.corruptByte] ?? 0) ^ 0xff
@@ -490,154 +528,12 @@ class Outlet {
   }
 }
 
-const clientMessages: Readonly<Record<string, ClientMessage>> = {
-  B: 'Bind',
-  C: 'Close',
-  D: 'Describe',
-  E: 'Execute',
-  F: 'FunctionCall',
-  H: 'Flush',
-  P: 'Parse',
-  Q: 'Query',
-  S: 'Sync',
-  X: 'Terminate',
-  c: 'CopyDone',
-  d: 'CopyData',
-  f: 'CopyFail',
-  p: 'Password',
-}
-
-const serverMessages: Readonly<Record<string, ServerMessage>> = {
-  '1': 'ParseComplete',
-  '2': 'BindComplete',
-  '3': 'CloseComplete',
-  A: 'NotificationResponse',
-  C: 'CommandComplete',
-  D: 'DataRow',
-  E: 'ErrorResponse',
-  G: 'CopyInResponse',
-  H: 'CopyOutResponse',
-  I: 'EmptyQueryResponse',
-  K: 'BackendKeyData',
-  N: 'NoticeResponse',
-  R: 'Authentication',
-  S: 'ParameterStatus',
-  T: 'RowDescription',
-  V: 'FunctionCallResponse',
-  W: 'CopyBothResponse',
-  Z: 'ReadyForQuery',
-  c: 'CopyDone',
-  d: 'CopyData',
-  n: 'NoData',
-  s: 'PortalSuspended',
-  t: 'ParameterDescription',
-  v: 'NegotiateProtocolVersion',
-}
-
-/** The messages without a type byte that may open a connection, by the number in the place of the version. */
-const openings: Readonly<Record<number, ClientMessage>> = {
-  80_877_102: 'CancelRequest',
-  80_877_103: 'SslRequest',
-  80_877_104: 'GssRequest',
-}
-
-/** Cuts the bytes of one connection into messages, and knows which statement each is about. */
-class Conversation {
-  #unread: Record<Side, Buffer> = { client: Buffer.alloc(0), server: Buffer.alloc(0) }
-  #isRaw: boolean
-  #isOpening = true
-  /** An SslRequest or GssRequest is on its way; the answer is one byte. */
-  #isAsking = false
-  readonly #statements = new Map<string, string>()
-  readonly #portals = new Map<string, string>()
-
-  constructor(raw: boolean) {
-    this.#isRaw = raw
-  }
-
-  fromClient(chunk: Buffer): Message[] {
-    return this.#read('client', chunk, (bytes) => {
-      if (this.#isOpening) return bytes.length < 8 ? undefined : this.#opening(bytes)
-      const typed = typedMessage(bytes)
-      if (typed === undefined) return undefined
-      const name = clientMessages[typed.type]
-      if (name === undefined) throw new Error(`A client sent a message of unknown type ${JSON.stringify(typed.type)}.`)
-      return { from: 'client', name, bytes: typed.bytes, sql: this.#sqlOf(name, typed.bytes) }
-    })
-  }
-
-  fromServer(chunk: Buffer): Message[] {
-    return this.#read('server', chunk, (bytes) => {
-      if (this.#isAsking) {
-        this.#isAsking = false
-        // From here on both sides speak TLS, and the client waits for this byte before it does.
-        this.#isRaw = bytes[0] !== 'N'.charCodeAt(0)
-        return { from: 'server', name: 'SslAnswer', bytes: bytes.subarray(0, 1) }
-      }
-      const typed = typedMessage(bytes)
-      if (typed === undefined) return undefined
-      const name = serverMessages[typed.type]
-      if (name === undefined)
-        throw new Error(`The server sent a message of unknown type ${JSON.stringify(typed.type)}.`)
-      const tag = name === 'CommandComplete' ? textAt(typed.bytes, 5) : undefined
-      return { from: 'server', name, bytes: typed.bytes, tag }
-    })
-  }
-
-  #read(side: Side, chunk: Buffer, next: (unread: Buffer) => Message | undefined): Message[] {
-    let unread = this.#unread[side].length === 0 ? chunk : Buffer.concat([this.#unread[side], chunk])
-    const messages: Message[] = []
-    while (unread.length > 0) {
-      const message: Message | undefined = this.#isRaw ? { from: side, name: 'Bytes', bytes: unread } : next(unread)
-      if (message === undefined) break
-      messages.push(message)
-      unread = unread.subarray(message.bytes.length)
-    }
-    this.#unread[side] = unread
-    return messages
-  }
-
-  #opening(bytes: Buffer): Message | undefined {
-    const length = bytes.readInt32BE(0)
-    if (bytes.length < length) return undefined
-    const name = openings[bytes.readInt32BE(4)] ?? 'Startup'
-    if (name === 'Startup') this.#isOpening = false
-    if (name === 'SslRequest' || name === 'GssRequest') this.#isAsking = true
-    return { from: 'client', name, bytes: bytes.subarray(0, length) }
-  }
-
-  #sqlOf(name: ClientMessage, bytes: Buffer): string | undefined {
-    if (name === 'Query') return textAt(bytes, 5)
-    if (name === 'Parse') {
-      const statement = textAt(bytes, 5)
-      const sql = textAt(bytes, 5 + Buffer.byteLength(statement) + 1)
-      this.#statements.set(statement, sql)
-      return sql
-    }
-    if (name === 'Bind') {
-      const portal = textAt(bytes, 5)
-      const sql = this.#statements.get(textAt(bytes, 5 + Buffer.byteLength(portal) + 1)) ?? ''
-      this.#portals.set(portal, sql)
-      return sql
-    }
-    if (name === 'Execute') return this.#portals.get(textAt(bytes, 5))
-    if (name === 'Describe' || name === 'Close') {
-      const known = bytes[5] === 'S'.charCodeAt(0) ? this.#statements : this.#portals
-      return known.get(textAt(bytes, 6))
-    }
-    return undefined
-  }
-}
-
-function typedMessage(bytes: Buffer): { type: string; bytes: Buffer } | undefined {
-  if (bytes.length < 5) return undefined
-  const length = bytes.readInt32BE(1) + 1
-  return bytes.length < length
-    ? undefined
-    : { type: String.fromCharCode(bytes[0] ?? 0), bytes: bytes.subarray(0, length) }
-}
-
-/** The text from here to the next NUL. */
-function textAt(bytes: Buffer, start: number): string {
-  return bytes.toString('utf8', start, bytes.indexOf(0, start))
+/** What makes the server fail where the message stood. Its further answers come before the error, and say nothing to the client. */
+function failing({ name }: Message, { sqlState, text }: { sqlState: string; text: string }): Buffer {
+  const sql = raising(sqlState, text)
+  if (name === 'Query') return queryMessage(sql)
+  const nothing = Buffer.alloc(2)
+  const parse = frame('P', '', sql, nothing)
+  const bind = frame('B', '', '', nothing, nothing, nothing)
+  return Buffer.concat([parse, bind, frame('E', '', Buffer.alloc(4))])
 }

@@ -3,7 +3,7 @@ import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Client } from 'pg'
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest'
-import { type Proxy, startProxy } from '../../support/proxy.ts'
+import { type Proxy, startProxy } from '../../../src/testing/fault-proxy.ts'
 import { type OwnServer, startPostgres } from '../../support/servers.ts'
 
 let server: OwnServer
