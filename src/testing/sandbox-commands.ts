@@ -76,7 +76,7 @@ export class SandboxCommands {
     const words = sql.toLowerCase().split(/[\s;]+/, 4)
     const [first, second] = words
     const isTo = /^(?:abort|rollback)\s+(?:(?:work|transaction)\s+)?to\b/i.test(sql)
-    if (second === 'prepared' || (first === 'prepare' && second === 'transaction')) return refused(twoPhase)
+    if (/^(?:(?:commit|rollback)\s+prepared|prepare\s+transaction)\b/i.test(sql)) return refused(twoPhase)
     if (first === 'listen') return refused(listening)
     if (first === 'begin' || (first === 'start' && second === 'transaction')) return this.#begin(sql)
     if (first === 'commit' || first === 'end') return ending(sql, 'commit', commit)

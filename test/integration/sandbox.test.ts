@@ -281,6 +281,11 @@ describe.each(Object.keys(servers))('on %s', (kind) => {
     })
     await inside.query(sql`commit`)
     await inside.query(sql`rollback`)
+    // Words of commands in what is none.
+    const { prepared } = (await inside.queryOne<{ prepared: string }>(
+      sql`select prepared from (values ('begin; commit')) as start (prepared) -- commit`,
+    )) ?? { prepared: '' }
+    expect(prepared).toBe('begin; commit')
     await expect(inside.query(sql.raw('commit; insert into notes values (9)'))).rejects.toMatchObject({
       code: 'TRANSACTION_MISUSE',
     })

@@ -138,13 +138,13 @@ test('the template is made once for the same content, and anew for another', asy
 test('processes that start together make it once', async () => {
   const directory = migrations('select pg_sleep(0.3);')
   const outputs = await Promise.all(
-    [1, 2, 3].map(async () => {
+    [1, 2].map(async () => {
       const { stdout } = await promisify(execFile)(...inProcess(directory))
       return stdout.trim()
     }),
   )
   const [template] = await databases()
-  expect(outputs).toEqual([1, 2, 3].map(() => `${template} seeded`))
+  expect(outputs).toEqual([1, 2].map(() => `${template} seeded`))
   expect(await databases()).toEqual([template])
 })
 

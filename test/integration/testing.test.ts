@@ -185,7 +185,7 @@ test('it works with the test runner of Node, and lets its process end', () => {
 import { after, test } from 'node:test'
 import { factories, sandbox, testServer } from '${join(root, 'src/testing.ts')}'
 
-const server = await testServer({ name: 'node_test', migrations: '${join(root, 'migrations')}' })
+const server = await testServer({ name: '${inject('databasePrefix')}', migrations: '${join(root, 'migrations')}' })
 const database = await server.database()
 after(async () => {
   await database.close()
