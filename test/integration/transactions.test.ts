@@ -3,7 +3,7 @@ import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase, type Database, type DatabaseOptions } from '../../src/index.ts'
 import { outside } from '../support/caches.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 
 interface DB {
   notes: { id: number; text: string }

@@ -6,7 +6,7 @@ import { describe, expect, onTestFinished, test, vi } from 'vitest'
 import { createDatabase, type Database } from '../../src/index.ts'
 import { inRedis, kinds, loader, one, open, outside, type Tables, two } from '../support/caches.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
-import { startProxy } from '../support/proxy.ts'
+import { startProxy } from '../../src/testing/fault-proxy.ts'
 import { startPostgres, startRedis } from '../support/servers.ts'
 
 type Item = Tables['items']
