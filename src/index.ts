@@ -125,3 +125,11 @@ export type {
   UpsertOptions,
 } from './repository/repository.ts'
 export type { StandardSchema } from './repository/validation.ts'
+export type { TableMapping } from './core/table-mapping.ts'
+
+// Units of work
+export { UnitOfWork } from './work/unit-of-work.ts'
+export type { CreatingRepository, DeletingRepository, FlushResult, UpdatingRepository } from './work/unit-of-work.ts'
+export type { WorkDatabase } from './work/table-facts.ts'
+export type { NewItem, Reference, Referring, WorkItem } from './work/work-item.ts'
+export type { WorkStep } from './work/work-step.ts'

@@ -30,6 +30,7 @@ import { formatReport } from './report.ts'
 import { describeMachine, failures, judge, type Results, toJson } from './results.ts'
 import { type BenchServer, openServer } from './server.ts'
 import { measureStreams } from './streaming.ts'
+import { measureWork } from './work.ts'
 import { startWorker, type Worker } from './worker-process.ts'
 import { workloads } from './workloads.ts'
 
@@ -48,10 +49,16 @@ interface Stage {
   readonly workers: Worker[]
 }
 
-type Measured = Pick<Results, 'bulk' | 'cache' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'workloads'>
+type Measured = Pick<
+  Results,
+  'bulk' | 'cache' | 'curve' | 'imports' | 'replicaReads' | 'streams' | 'work' | 'workloads'
+>
 
 /** Each turn takes some seconds, and varies little. */
 const mostStreamRounds = 7
+
+/** A turn takes a tenth of a second, and varies. */
+const leastWorkRounds = 15
 
 async function run(options: BenchOptions, progress: Progress): Promise<Results> {
   const remarks: string[] = []
@@ -117,6 +124,9 @@ async function measureAll(
     bulk: options.parts.has('bulk')
       ? await tryBulk(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
       : undefined,
+    work: options.parts.has('work')
+      ? await tryWork(server, Math.max(options.rounds, leastWorkRounds), remarks, progress)
+      : undefined,
     cache: options.parts.has('cache') ? await tryCache(Math.min(options.rounds, 9), remarks, progress) : undefined,
     replicaReads: options.parts.has('replicas') ? await tryReplicaReads(schedule, remarks, progress) : undefined,
     imports: options.parts.has('import') ? await tryImports(remarks, progress) : undefined,
@@ -162,6 +172,21 @@ async function tryBulk(
     return await measureBulk(server.url, rounds)
   } catch (error) {
     remarks.push(`Writing many rows was not measured. ${(error as Error).message.trim()}`)
+    return undefined
+  }
+}
+
+async function tryWork(
+  server: BenchServer,
+  rounds: number,
+  remarks: string[],
+  progress: Progress,
+): Promise<Results['work']> {
+  progress.step('a thousand changes, as units of work')
+  try {
+    return await measureWork(server.url, rounds)
+  } catch (error) {
+    remarks.push(`Units of work were not measured. ${(error as Error).message.trim()}`)
     return undefined
   }
 }

@@ -16,6 +16,8 @@ import {
   streamHead,
   streamRows,
   typical,
+  workHead,
+  workTable,
 } from './report.ts'
 import { judge, type Results } from './results.ts'
 import type { Spread } from './statistics.ts'
@@ -33,7 +35,7 @@ export function writeMarkdown(file: string, results: Results): void {
 }
 
 function formatMarkdown(results: Results): string {
-  const { workloads, versions, curve, streams, bulk, cache, replicaReads, imports } = results
+  const { workloads, versions, curve, streams, bulk, work, cache, replicaReads, imports } = results
   const columns = workloads.map(({ workload }) => workload.title)
   const speed = contenderNames
     .filter((name) => workloads.some(({ slices }) => slices.has(name)))
@@ -74,6 +76,11 @@ function formatMarkdown(results: Results): string {
       table(streamHead, streamRows(streams)),
     )
   if (bulk) sections.push('A hundred thousand rows, written:', table(bulkHead, bulkTable(bulk)))
+  if (work)
+    sections.push(
+      'A thousand changes of three tables (400 new, 400 changed, 200 removed) as a unit of work:',
+      table(workHead, workTable(work)),
+    )
   if (cache)
     sections.push('The cache, values of 450 bytes a row:', table(cacheHead, cacheTable(cache)), cacheRemark(cache))
   if (replicaReads) {

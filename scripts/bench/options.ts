@@ -4,7 +4,7 @@ import { targets } from './targets.ts'
 import { workloads } from './workloads.ts'
 
 /** What is measured beside the workloads. */
-const extras = ['curve', 'stream', 'bulk', 'cache', 'replicas', 'import'] as const
+const extras = ['curve', 'stream', 'bulk', 'work', 'cache', 'replicas', 'import'] as const
 
 /** Everything that `--only` knows. */
 const parts: readonly string[] = [...workloads.map(({ name }) => name), ...extras]
@@ -53,6 +53,7 @@ export function parseOptions(args: readonly string[]): BenchOptions | undefined 
     'import',
     'stream',
     'bulk',
+    'work',
     'cache',
     ...targets.flatMap(({ part, contender, against }) => [part, contender, against]),
   ])

@@ -15,6 +15,7 @@ import {
 import { failures, judge, type Results } from './results.ts'
 import { median, type Spread } from './statistics.ts'
 import { streamBaseline, streamRatio, type StreamResults, type StreamTurn } from './streaming.ts'
+import { workBaseline, workRatio, type WorkResults } from './work.ts'
 import type { Slice } from './worker.ts'
 
 const barWidth = 24
@@ -27,6 +28,7 @@ export function formatReport(results: Results): string {
     ...(results.curve ? [formatCurve(results.curve)] : []),
     ...(results.streams ? [formatStreams(results.streams)] : []),
     ...(results.bulk ? [formatBulk(results.bulk)] : []),
+    ...(results.work ? [formatWork(results.work)] : []),
     ...(results.cache ? [formatCache(results.cache)] : []),
     ...(results.replicaReads ? [formatReplicaReads(results.replicaReads)] : []),
     ...(results.imports ? [formatImports(results.imports)] : []),
@@ -166,6 +168,20 @@ export const bulkHead: readonly string[] = ['', 'rows/s', `× ${bulkBaseline}`, 
 
 function formatBulk(results: BulkResults): string {
   return `${styleText('bold', 'A hundred thousand rows, written')}\n${align([bulkHead, ...bulkTable(results)])}`
+}
+
+/** What is said of one who writes a unit of work: how long it took, and how many times as fast it was as the baseline. */
+export function workTable(results: WorkResults): string[][] {
+  return [...results].map(([name, took]) => {
+    const ratio = workRatio(results, name, workBaseline)
+    return [name, median(took).toFixed(1), ratio.median.toFixed(2), formatRange(ratio)]
+  })
+}
+
+export const workHead: readonly string[] = ['', 'ms', `× ${workBaseline}`, 'range']
+
+function formatWork(results: WorkResults): string {
+  return `${styleText('bold', 'A thousand changes of three tables: 400 new, 400 changed, 200 removed')}\n${align([workHead, ...workTable(results)])}`
 }
 
 /** What is said of a work of the cache: operations per second of both, and how many times as fast kanta is. */

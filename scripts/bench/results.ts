@@ -9,7 +9,8 @@ import { type CurveResult, speedRatio, type WorkloadResult } from './measure.ts'
 import type { BenchOptions } from './options.ts'
 import type { ReplicaReads } from './replica-reads.ts'
 import { streamBaseline, streamRatio, type StreamResults } from './streaming.ts'
-import { bulkTargets, cacheTargets, importAtMost, streamAtLeast, targets } from './targets.ts'
+import { bulkTargets, cacheTargets, importAtMost, streamAtLeast, targets, workTargets } from './targets.ts'
+import { workRatio, type WorkResults } from './work.ts'
 
 /** Where and when it was measured. */
 export interface Machine {
@@ -30,6 +31,7 @@ export interface Results {
   readonly curve: CurveResult | undefined
   readonly streams: StreamResults | undefined
   readonly bulk: BulkResults | undefined
+  readonly work: WorkResults | undefined
   readonly cache: CacheResults | undefined
   readonly replicaReads: ReplicaReads | undefined
   readonly imports: ImportTimes | undefined
@@ -93,6 +95,17 @@ export function judge(results: Results): Verdict[] {
       })
     }
   }
+  if (results.options.parts.has('work')) {
+    for (const { against, atLeast } of workTargets) {
+      const ratio = results.work && workRatio(results.work, 'kanta', against).median
+      verdicts.push({
+        title: 'A thousand changes of three tables: kanta',
+        wanted: `≥ ${atLeast} × ${against}`,
+        measured: ratio?.toFixed(2) ?? '–',
+        met: ratio !== undefined && ratio >= atLeast,
+      })
+    }
+  }
   if (results.options.parts.has('cache')) {
     for (const { work, atLeast } of cacheTargets) {
       const speeds = results.cache?.speeds.get(work)
@@ -130,7 +143,7 @@ export function failures(
 
 /** The figures of every turn, for other programs. */
 export function toJson(results: Results): string {
-  const { workloads, curve, streams, bulk, cache, options, ...rest } = results
+  const { workloads, curve, streams, bulk, work, cache, options, ...rest } = results
   const plain = {
     ...rest,
     options: { ...options, parts: [...options.parts] },
@@ -149,6 +162,7 @@ export function toJson(results: Results): string {
     },
     streams: streams && Object.fromEntries(streams),
     bulk: bulk && Object.fromEntries(bulk),
+    work: work && Object.fromEntries(work),
     cache: cache && { ...cache, speeds: Object.fromEntries(cache.speeds) },
     verdicts: judge(results),
   }

@@ -1,6 +1,7 @@
 import type { BulkContender } from './bulk.ts'
 import type { CacheWork } from './cache.ts'
 import type { ContenderName } from './contender.ts'
+import type { WorkContender } from './work.ts'
 
 /** A figure that kanta holds itself to: how many times faster than another it must be. */
 export interface Target {
@@ -38,6 +39,13 @@ export const bulkTargets: readonly {
   { contender: 'insertMany', against: 'many values', atLeast: 2 },
   { contender: 'copy, rows', against: 'psql \\copy', atLeast: 0.7 },
   { contender: 'copy, a file', against: 'psql \\copy', atLeast: 0.7 },
+]
+
+/** How many times as fast as others a unit of work must be written. */
+export const workTargets: readonly { readonly against: WorkContender; readonly atLeast: number }[] = [
+  { against: 'pg, row by row', atLeast: 3 },
+  { against: 'mikro-orm', atLeast: 2 },
+  { against: 'typeorm', atLeast: 2 },
 ]
 
 /** How many times as fast as bentocache the cache must be. */
