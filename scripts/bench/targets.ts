@@ -43,9 +43,9 @@ export const bulkTargets: readonly {
 
 /** How many times as fast as others a unit of work must be written. */
 export const workTargets: readonly { readonly against: WorkContender; readonly atLeast: number }[] = [
-  { against: 'pg, row by row', atLeast: 3 },
+  { against: 'pg, row by row', atLeast: 2 },
   { against: 'mikro-orm', atLeast: 2 },
-  { against: 'typeorm', atLeast: 2 },
+  { against: 'typeorm', atLeast: 3 },
 ]
 
 /** How many times as fast as bentocache the cache must be. */

@@ -1,4 +1,4 @@
-import { DatabaseError } from '../core/errors.ts'
+import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import type { TableMapping } from '../core/table-mapping.ts'
 import { executeSteps, type WrittenRows } from './work-execution.ts'
 import { planSteps } from './work-plan.ts'
@@ -85,7 +85,7 @@ export class UnitOfWork {
   readonly #handles = new Map<ItemState, WorkItem>()
   /** By table and key. */
   readonly #byRow = new Map<string, ItemState>()
-  readonly #registered = new WeakSet<object>()
+  readonly #registered = new WeakMap<object, ItemState>()
   readonly #mappings = new Map<object, TableMapping>()
   #stage: 'flushed' | 'flushing' | 'open' = 'open'
 
@@ -103,7 +103,8 @@ export class UnitOfWork {
   ): NewItem<Entity> {
     const mapping = this.#mappingOf(repository)
     const given = this.#copy(mapping, values, 'create')
-    if (this.#registered.has(values)) {
+    const before = this.#registered.get(values)
+    if (before !== undefined && this.#items.includes(before)) {
       throw refusal(
         mapping,
         'this object was registered as a new row before; give a copy to insert a second row like it',
@@ -120,7 +121,7 @@ export class UnitOfWork {
       // A row that is deleted and inserted anew stays known as the new one; the deleted one is kept in the list.
       this.#byRow.set(place, item)
     }
-    this.#registered.add(values)
+    this.#registered.set(values, item)
     return this.#add(item, new NewItem<Entity>(item))
   }
 
@@ -213,7 +214,7 @@ export class UnitOfWork {
       return settle(items, written)
     } catch (error) {
       this.#reopen(items)
-      TableCatalog.of(this.#database).forget()
+      if (!isExpected(error)) TableCatalog.of(this.#database).forget()
       throw error
     }
   }
@@ -339,6 +340,12 @@ function keyOfNew(mapping: TableMapping, values: Readonly<Record<string, unknown
 
 function rowName({ table }: TableMapping, key: readonly unknown[]): string {
   return `${table} ${textOfKey(key)}`
+}
+
+/** Says nothing of the tables: others were faster, or the values are wrong. */
+function isExpected(error: unknown): boolean {
+  if (!isDatabaseError(error)) return true
+  return ['NOT_FOUND', 'UNIQUE_VIOLATION', 'VALIDATION_FAILED', 'VERSION_CONFLICT'].includes(error.code)
 }
 
 function describe({ operation, table, rows, columns, why }: WorkStep): WorkStep {

@@ -152,7 +152,7 @@ class Execution {
     const version = mapping.version === undefined ? sql`null` : sql.id('t', columnOf(group, mapping.version))
     const rows = await this.#query(sql`
       select ${sql.id('u', placeName)}, ${version} as ${sql.id(versionName)}
-      from ${sql.table(mapping.table)} as t join ${source} on ${matchingKey(group)}${alive(group)}`)
+      from ${sql.table(mapping.table)} as t join ${source} on ${matchingKey(group)}${alive(group, step.operation === 'mark deleted')}`)
     const found = new Map(rows.map((row) => [Number(row[placeName]), row[versionName]]))
     const failures = missed.flatMap((item, place) => {
       if (!found.has(place)) return mustBe ? [failureOf(item, notFound(group, step))] : []
@@ -259,9 +259,10 @@ function matchingKey(group: WorkGroup): RawBuilder<unknown> {
   return sql.join(parts, sql` and `)
 }
 
-function alive(group: WorkGroup): RawBuilder<unknown> {
+/** Only rows that do not count as deleted, where the repository makes that difference. */
+function alive(group: WorkGroup, always = false): RawBuilder<unknown> {
   const { deletedAt, seesDeleted } = group.mapping
-  if (deletedAt === undefined || seesDeleted) return sql``
+  if (deletedAt === undefined || (seesDeleted && !always)) return sql``
   return sql` and ${sql.id('t', columnOf(group, deletedAt))} is null`
 }
 

@@ -45,10 +45,11 @@ function insertOrder(groups: readonly WorkGroup[], rows: WorkRows): TableOrder {
 /** The new rows that refer to another new row by this link. */
 function referring({ child: from, parent, key }: Link, rows: WorkRows): readonly ItemState[] {
   const known = new Set(parent.creates.map((item) => valueOf(item, parent, key.toColumns, rows)))
+  const parents = new Set(parent.creates)
   return from.creates.filter((item) => {
     const row = rows.get(item) ?? {}
     const given = key.columns.map((name) => row[from.columnOf.get(name) ?? ''])
-    if (given.some((value) => value instanceof Reference && parent.creates.includes(value.to))) return true
+    if (given.some((value) => value instanceof Reference && parents.has(value.to))) return true
     const value = valueOf(item, from, key.columns, rows)
     return value !== undefined && known.has(value)
   })

@@ -1,7 +1,7 @@
-import { sql } from 'kysely'
-import { beforeAll, describe, expect, test } from 'vitest'
-import { type Database, UnitOfWork } from '../../src/index.ts'
-import { freshDatabase } from '../support/database.ts'
+import { CamelCasePlugin, type Generated, sql } from 'kysely'
+import { beforeAll, describe, expect, inject, test } from 'vitest'
+import { createDatabase, type Database, Repository, UnitOfWork } from '../../src/index.ts'
+import { freshDatabase, freshDatabaseUrl } from '../support/database.ts'
 import {
   type Author,
   Authors,
@@ -19,6 +19,7 @@ import {
   Yangs,
   Yins,
 } from '../support/library.ts'
+import { startProxy } from '../support/proxy.ts'
 
 const nobody = '00000000-0000-7000-8000-000000000000'
 
@@ -375,6 +376,31 @@ describe('a unit of work', () => {
       await expect(work.flush()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     })
 
+    test('a connection that is lost within a flush makes it run again, and nothing is there twice', async () => {
+      const own = await openLibrary()
+      const [{ url } = { url: '' }] = await own.query(sql<{ url: string }>`select current_database() as url`)
+      const direct = Object.assign(new URL(inject('postgresUrl')), { pathname: `/${url}` }).href
+      const proxy = await startProxy({ to: direct })
+      {
+        await using shaky = await createDatabase<Library>({ postgres: { url: proxy.url }, redis: false })
+        const ownAuthors = new Authors(shaky)
+        const author = await ownAuthors.create(newAuthor('Old'))
+        const lost = proxy.on({ from: 'client', message: 'Bind', sql: /update "authors" as t/ }, 'reset')
+        const work = new UnitOfWork(shaky)
+        const fresh = work.create(ownAuthors, newAuthor('New'))
+        work.create(new Books(shaky), { authorId: fresh.ref('id'), title: 'Once' })
+        work.update(ownAuthors, author, { name: 'Older' })
+        await work.flush()
+        expect(await ownAuthors.findAll({ orderBy: { name: 'asc' } })).toEqual([
+          fresh.entity,
+          expect.objectContaining({ name: 'Older', version: 2 }),
+        ])
+        expect(await new Books(shaky).count()).toBe(1)
+        await lost.struck
+      }
+      await proxy.close()
+    })
+
     test('one that is rolled back later leaves the work to be done', async () => {
       const work = new UnitOfWork(database)
       const author = work.create(authors, newAuthor('Later'))
@@ -450,6 +476,44 @@ describe('a unit of work', () => {
       await work.flush()
       expect(await authors.getById(author.id)).toMatchObject({ name: 'Replacement', version: 1 })
     })
+  })
+
+  test('two rows that exchange a unique value are refused as a whole', async () => {
+    const [first, second] = await authors.createMany([newAuthor(), newAuthor()])
+    const work = new UnitOfWork(database)
+    work.update(authors, first as Author, { email: second?.email ?? '' })
+    work.update(authors, second as Author, { email: first?.email ?? '' })
+    await expect(work.flush()).rejects.toMatchObject({ code: 'UNIQUE_VIOLATION', constraint: 'authors_email_key' })
+    expect(await authors.getById(first?.id ?? '')).toEqual(first)
+  })
+
+  test('a row that a trigger suppresses is told, and nothing is written', async () => {
+    const own = await openLibrary()
+    await own.query(sql`create function suppress() returns trigger language plpgsql as
+      $$ begin if coalesce(new.name, old.name) = 'Suppressed' then return null; end if; return new; end $$`)
+    await own.query(
+      sql`create trigger suppressing before insert or update on authors for each row execute function suppress()`,
+    )
+    const ownAuthors = new Authors(own)
+    const author = await ownAuthors.create(newAuthor('Seen'))
+    for (const register of [
+      (work: UnitOfWork) => work.create(ownAuthors, newAuthor('Suppressed')),
+      (work: UnitOfWork) => work.update(ownAuthors, author, { name: 'Suppressed' }),
+    ]) {
+      const work = new UnitOfWork(own)
+      work.create(ownAuthors, newAuthor('Beside'))
+      register(work)
+      await expect(work.flush()).rejects.toMatchObject({ code: 'QUERY_FAILED', table: 'authors' })
+    }
+    expect(await ownAuthors.findAll()).toEqual([author])
+  })
+
+  test('what was taken back can be registered again', async () => {
+    const work = new UnitOfWork(database)
+    const values = newAuthor('Taken back')
+    work.discard(work.create(authors, values))
+    work.create(authors, values)
+    expect((await work.flush()).created).toHaveLength(1)
   })
 
   describe('circles of foreign keys', () => {
@@ -540,6 +604,9 @@ describe('a unit of work', () => {
     const marked = await erasable.withDeleted().getById(author.id)
     expect(marked).toMatchObject({ version: 2, deletedAt: expect.any(Date) as Date })
     expect(marked.updatedAt.getTime()).toBeGreaterThan(author.updatedAt.getTime())
+    const again = new UnitOfWork(database)
+    again.delete(erasable.withDeleted(), author.id)
+    expect((await again.flush()).deleted).toBe(0)
     const late = new UnitOfWork(database)
     late.update(erasable, author.id, { name: 'Too late' })
     await expect(late.flush()).rejects.toMatchObject({ code: 'NOT_FOUND' })
@@ -710,6 +777,42 @@ describe('a unit of work', () => {
     })
     expect((await database.cached(reading)).map(({ name }) => name).toSorted()).toEqual(['Cached 3', 'Cached anew'])
   })
+})
+
+test('it works on the embedded PostgreSQL', async () => {
+  await using database = await createDatabase<Library>({ redis: false })
+  await database.query(sql`create table categories (id uuid primary key default gen_random_uuid(),
+    parent_id uuid references categories, slug text not null unique, position int not null default 3)`)
+  const categories = new Categories(database)
+  const work = new UnitOfWork(database)
+  const root = work.create(categories, { slug: 'root' })
+  const leaf = work.create(categories, { slug: 'leaf', parentId: root.ref('id') })
+  await work.flush()
+  expect(leaf.entity).toMatchObject({ parentId: root.entity.id, position: 3 })
+})
+
+test('names that plugins change are found', async () => {
+  const url = await freshDatabaseUrl('empty')
+  await using database = await createDatabase<{ bookShelves: { id: Generated<number>; shelfName: string } }>({
+    postgres: { url },
+    redis: false,
+    plugins: [new CamelCasePlugin()],
+  })
+  await database.query(sql`create table book_shelves (id serial primary key, shelf_name text not null)`)
+  class Shelves extends Repository<{ bookShelves: { id: Generated<number>; shelfName: string } }, 'bookShelves'> {
+    constructor() {
+      super(database, { table: 'bookShelves', columns: { id: 'id', shelfName: 'shelfName' } })
+    }
+  }
+  const shelves = new Shelves()
+  const work = new UnitOfWork(database)
+  const shelf = work.create(shelves, { shelfName: 'top' })
+  await work.flush()
+  expect(shelf.entity).toEqual({ id: 1, shelfName: 'top' })
+  const next = new UnitOfWork(database)
+  next.update(shelves, shelf.entity, { shelfName: 'bottom' })
+  await next.flush()
+  expect(await shelves.getById(1)).toEqual({ id: 1, shelfName: 'bottom' })
 })
 
 test('it works through the repositories of the domain', async () => {
