@@ -56,8 +56,14 @@ export class RowPreparation {
     const referred = this.#referredDefaults()
     // Whatever a schema refuses is told before anything is asked.
     for (const item of this.#written()) if (split(item.values).references.length === 0) await this.#prepare(item)
-    const reserved = await this.#ask(referred, false)
-    for (const [item, column, value] of reserved) {
+    for (const columns of referred.values()) {
+      for (const [column, items] of columns) {
+        // A schema may have made the value.
+        for (const item of items) if (this.#rows.get(item)?.[column] !== undefined) items.delete(item)
+        if (items.size === 0) columns.delete(column)
+      }
+    }
+    for (const [item, column, value] of await this.#ask(referred, false)) {
       const known = this.#reserved.get(item) ?? {}
       known[column] = value
       this.#reserved.set(item, known)
@@ -117,7 +123,8 @@ export class RowPreparation {
         if (to.values[property] !== undefined) continue
         const column = columnOf(to.mapping, property)
         if (wanted.get(group)?.has(column) === true) continue
-        if (group.factsOf.get(column)?.default == null) {
+        const facts = group.factsOf.get(column)
+        if (facts === undefined || facts.default === null) {
           throw refusal(
             item.mapping,
             `${place} refers to ${to.mapping.table}.${property}, which is neither given nor made by a default of its column`,

@@ -29,7 +29,7 @@ type Change =
   | { readonly kind: 'stock book'; readonly book: number; readonly stock: number }
   | { readonly kind: 'rename author'; readonly author: number; readonly name: number }
   | { readonly kind: 'move category'; readonly category: number; readonly parent: number | undefined }
-  | { readonly kind: 'delete author'; readonly author: number }
+  | { readonly kind: 'delete author'; readonly author: number; readonly withBooks: boolean }
   | { readonly kind: 'delete book'; readonly book: number }
   | { readonly kind: 'delete category'; readonly category: number }
 
@@ -46,7 +46,7 @@ const change: fc.Arbitrary<Change> = fc.oneof(
     kind: fc.constant('new book' as const),
     name: fresh,
     author: any,
-    stock: fc.option(stock, { nil: undefined }),
+    stock: fc.option(fc.nat({ max: 9 }), { nil: undefined }),
   }),
   fc.record({ kind: fc.constant('new loan' as const), book: any, place: fc.nat({ max: 2 }) }),
   fc.record({ kind: fc.constant('new category' as const), name: fresh, parent: fc.option(any, { nil: undefined }) }),
@@ -54,7 +54,7 @@ const change: fc.Arbitrary<Change> = fc.oneof(
   fc.record({ kind: fc.constant('stock book' as const), book: any, stock }),
   fc.record({ kind: fc.constant('rename author' as const), author: any, name: any }),
   fc.record({ kind: fc.constant('move category' as const), category: any, parent: fc.option(any, { nil: undefined }) }),
-  fc.record({ kind: fc.constant('delete author' as const), author: there }),
+  fc.record({ kind: fc.constant('delete author' as const), author: there, withBooks: fc.boolean() }),
   fc.record({ kind: fc.constant('delete book' as const), book: there }),
   fc.record({ kind: fc.constant('delete category' as const), category: there }),
 )
@@ -151,11 +151,16 @@ function sensible(changes: readonly Change[]): readonly Change[] {
 
 /** Without what refers to a row that was filtered after it. */
 function closed(changes: readonly Change[]): readonly Change[] {
-  let now = changes
+  // The books of the first two authors, which else are seldom deleted with them.
+  let now = changes.flatMap((one): readonly Change[] =>
+    one.kind === 'delete author' && one.withBooks && one.author < 2
+      ? [one, { kind: 'delete book', book: one.author }, { kind: 'delete book', book: one.author + 2 }]
+      : [one],
+  )
   for (;;) {
     const next = sensible(now)
     if (next.length === now.length) return next
-    now = next
+    now = [...next]
   }
 }
 
@@ -260,8 +265,9 @@ async function oneByOne(changes: readonly Change[], existing: Existing): Promise
     }
     const parent = (n: number | undefined): string | null => (n === undefined ? null : id(`category ${n}`))
     for (const one of changes) {
-      if (one.kind === 'new category') set('categories', `category ${one.name}`, { parent_id: parent(one.parent) })
-      else if (one.kind === 'new loan')
+      if (one.kind === 'new category') {
+        if (one.parent !== undefined) set('categories', `category ${one.name}`, { parent_id: parent(one.parent) })
+      } else if (one.kind === 'new loan')
         await sql`insert into loans (book_id, place) values (${id(`book ${one.book}`)}::int, ${one.place})`.execute(db)
       else if (one.kind === 'give book') set('books', `book ${one.book}`, { author_id: id(`author ${one.author}`) })
       else if (one.kind === 'stock book') set('books', `book ${one.book}`, { stock: one.stock })
@@ -306,7 +312,7 @@ const failureOf = (work: Promise<void>): Promise<unknown> =>
   )
 
 test('a random graph of changes ends as the same changes do one by one, or leaves everything as it was', async () => {
-  const numRuns = process.env['KANTA_FAULTS'] === 'full' ? 1_000 : 60
+  const numRuns = process.env['KANTA_FAULTS'] === 'full' ? 1_000 : 100
   const property = fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 14 }), async (given) => {
     const changes = closed(given)
     const expectedFailure = await failureOf(oneByOne(changes, await begin()))
