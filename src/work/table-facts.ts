@@ -129,27 +129,26 @@ export class TableCatalog {
 
   /** The facts of each table; `INVALID_ARGUMENT` for one that is not there. */
   async read(tables: ReadonlySet<string>): Promise<ReadonlyMap<string, TableFacts>> {
-    const unknown = [...tables].filter((table) => !this.#facts.has(table))
-    if (unknown.length > 0) {
-      const names = unknown.map((table) => this.nameOf(sql.table(table)))
-      const rows = await this.#database.query(askFacts(names))
-      for (const [index, table] of unknown.entries()) {
-        const row = rows.find(({ name }) => name === names[index])
-        if (row === undefined || row.oid === null) throw noTable(table)
-        this.#facts.set(table, {
-          oid: row.oid,
-          columns: new Map((row.columns ?? []).map((column) => [column.name, column])),
-          foreignKeys: row.foreignKeys ?? [],
-          uniques: row.uniques ?? [],
-        })
+    // A flush that fails at the same time may have them forgotten while the others are asked for.
+    const found = new Map(this.#facts)
+    const unknown = [...tables].filter((table) => !found.has(table))
+    if (unknown.length === 0) return found
+    const names = unknown.map((table) => this.nameOf(sql.table(table)))
+    const rows = await this.#database.query(askFacts(names))
+    for (const [index, table] of unknown.entries()) {
+      const row = rows.find(({ name }) => name === names[index])
+      if (row === undefined || row.oid === null) throw noTable(table)
+      const facts = {
+        oid: row.oid,
+        columns: new Map((row.columns ?? []).map((column) => [column.name, column])),
+        foreignKeys: row.foreignKeys ?? [],
+        uniques: row.uniques ?? [],
       }
+      found.set(table, facts)
+      this.#facts.set(table, facts)
     }
-    return new Map([...tables].map((table) => [table, this.#facts.get(table) ?? noFacts(table)]))
+    return found
   }
-}
-
-function noFacts(table: string): never {
-  throw noTable(table)
 }
 
 function noTable(table: string): DatabaseError {

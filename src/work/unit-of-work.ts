@@ -158,8 +158,7 @@ export class UnitOfWork {
     const mapping = this.#mappingOf(repository)
     const item = this.#itemFor('delete', mapping, ref)
     if (item.kind === 'create') {
-      item.isDropped = true
-      if (item.key.length > 0) this.#byRow.delete(rowName(mapping, item.key))
+      this.#drop(item)
     } else {
       item.kind = 'delete'
       item.values = {}
@@ -170,14 +169,11 @@ export class UnitOfWork {
   /** Takes back what was registered for a row, for instance after its flush has failed. */
   discard(item: WorkItem): void {
     this.#assertOpen()
-    const index = this.#items.indexOf(item.state)
-    if (index === -1) {
+    if (!this.#handles.delete(item.state)) {
       throw refusal(item.state.mapping, 'this row is not registered with this unit of work, or was taken back before')
     }
-    this.#items.splice(index, 1)
-    item.state.isDropped = true
-    const place = rowName(item.state.mapping, item.state.key)
-    if (this.#byRow.get(place) === item.state) this.#byRow.delete(place)
+    this.#items.splice(this.#items.indexOf(item.state), 1)
+    this.#drop(item.state)
   }
 
   /**
@@ -185,6 +181,7 @@ export class UnitOfWork {
    * written, and no schema of a repository is asked: what it would add or refuse shows in the flush. `INVALID_ARGUMENT` as there.
    */
   async plan(): Promise<readonly WorkStep[]> {
+    this.#assertOpen()
     const items = this.#live()
     if (items.length === 0) return []
     const catalog = TableCatalog.of(this.#database)
@@ -243,6 +240,18 @@ export class UnitOfWork {
     for (const item of items) item.entity = undefined
   }
 
+  #drop(item: ItemState): void {
+    item.isDropped = true
+    const place = rowName(item.mapping, item.key)
+    if (this.#byRow.get(place) !== item) return
+    this.#byRow.delete(place)
+    // What was to be inserted anew is deleted all the same.
+    const deleted = this.#items.find(
+      ({ kind, mapping, key, isDropped }) => kind === 'delete' && !isDropped && rowName(mapping, key) === place,
+    )
+    if (deleted !== undefined) this.#byRow.set(place, deleted)
+  }
+
   #live(): readonly ItemState[] {
     return this.#items.filter(({ isDropped }) => !isDropped)
   }
@@ -270,7 +279,10 @@ export class UnitOfWork {
     const entries = Object.entries(values as object).filter(([, value]) => value !== undefined)
     for (const [property, value] of entries) {
       if (!(value instanceof Reference) || this.#handles.has(value.to)) continue
-      throw refusal(mapping, `${JSON.stringify(property)} refers to a row of another unit of work`)
+      throw refusal(
+        mapping,
+        `${JSON.stringify(property)} refers to a row that is not registered with this unit of work`,
+      )
     }
     return Object.fromEntries(entries)
   }
@@ -279,7 +291,7 @@ export class UnitOfWork {
     if (ref instanceof WorkItem) {
       const { state } = ref
       if (this.#handles.get(state) === ref && state.shape === shapeOf(mapping)) return state
-      throw refusal(mapping, 'the row is registered with another unit of work, or through another repository')
+      throw refusal(mapping, 'the row is not registered with this unit of work, or through another repository')
     }
     const { key, version } = mapping.target(ref)
     const place = rowName(mapping, key)

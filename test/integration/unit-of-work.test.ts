@@ -513,7 +513,14 @@ describe('a unit of work', () => {
     const values = newAuthor('Taken back')
     work.discard(work.create(authors, values))
     work.create(authors, values)
-    expect((await work.flush()).created).toHaveLength(1)
+    const author = await authors.create(newAuthor('Deleted all the same'))
+    work.delete(authors, author)
+    const again = work.create(authors, { ...newAuthor(), id: author.id })
+    work.discard(again)
+    expect(() => work.delete(authors, again)).toThrow('not registered')
+    expect(() => work.create(books, { authorId: again.ref('id'), title: 'x' })).toThrow('not registered')
+    expect(() => work.update(authors, author, { name: 'x' })).toThrow('registered to be deleted')
+    expect(await work.flush()).toMatchObject({ created: [{ name: 'Taken back' }], deleted: 1 })
   })
 
   describe('circles of foreign keys', () => {
@@ -724,6 +731,7 @@ describe('a unit of work', () => {
       const flushing = work.flush()
       await expect(work.flush()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
       expect(() => work.create(authors, newAuthor())).toThrow('being flushed')
+      await expect(work.plan()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
       expect((await flushing).created).toHaveLength(1)
     })
 
