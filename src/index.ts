@@ -160,3 +160,11 @@ export type { Jsonable } from './work/saga-values.ts'
 export type { SagaState } from './work/saga-log.ts'
 export type { SagaFilter, SagaRecord, SagaStepRecord } from './work/saga-records.ts'
 export type { SagaEnd, SagaStepFailure } from './work/saga-run.ts'
+export type { TableMapping } from './core/table-mapping.ts'
+
+// Units of work
+export { UnitOfWork } from './work/unit-of-work.ts'
+export type { CreatingRepository, DeletingRepository, FlushResult, UpdatingRepository } from './work/unit-of-work.ts'
+export type { WorkDatabase } from './work/table-facts.ts'
+export type { NewItem, Reference, Referring, WorkItem } from './work/work-item.ts'
+export type { WorkStep } from './work/work-step.ts'

@@ -16,6 +16,8 @@ export interface Way {
   prepare?(): Promise<unknown>
   /** How many it has done. */
   run(): Promise<number>
+  /** Rejects when what it did is not there. */
+  check?(): Promise<unknown>
 }
 
 /** Operations per second of each way, by round. */
@@ -33,11 +35,15 @@ export interface DuelResult {
 export async function hold({ work, unit, ways }: Duel, rounds: number): Promise<DuelResult> {
   const speeds = ways.map(({ name, target }) => ({ name, target, speeds: [] as number[] }))
   for (let round = 0; round <= rounds; round += 1) {
-    for (const [index, way] of ways.entries()) {
+    // What one leaves behind for the collector of garbage falls on another in each round.
+    for (let turn = 0; turn < ways.length; turn += 1) {
+      const index = (round + turn) % ways.length
+      const way = ways[index] as Way
       await way.prepare?.()
       const began = performance.now()
       const count = await way.run()
       const seconds = (performance.now() - began) / 1_000
+      await way.check?.()
       if (round > 0) speeds[index]?.speeds.push(count / seconds)
     }
   }

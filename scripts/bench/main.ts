@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { measureBulk } from './bulk.ts'
 import { measureCache } from './cache.ts'
 import { baseline, type ContenderName } from './contender.ts'
+import type { DuelResult } from './duel.ts'
 import { measureImports } from './import-time.ts'
 import { writeMarkdown } from './markdown.ts'
 import {
@@ -31,6 +32,7 @@ import { measureRepositories } from './repository.ts'
 import { describeMachine, failures, judge, type Results, toJson } from './results.ts'
 import { type BenchServer, openServer } from './server.ts'
 import { measureStreams } from './streaming.ts'
+import { measureWork } from './work.ts'
 import { startWorker, type Worker } from './worker-process.ts'
 import { workloads } from './workloads.ts'
 
@@ -53,6 +55,7 @@ type Measured = Omit<Results, 'machine' | 'options' | 'remarks' | 'versions'>
 
 /** Each turn takes some seconds, and varies little. */
 const mostStreamRounds = 7
+const mostDuelRounds = 11
 
 async function run(options: BenchOptions, progress: Progress): Promise<Results> {
   const remarks: string[] = []
@@ -118,9 +121,26 @@ async function measureAll(
     bulk: options.parts.has('bulk')
       ? await tryBulk(server, Math.min(options.rounds, mostStreamRounds), remarks, progress)
       : undefined,
-    duels: options.parts.has('repository')
-      ? await tryRepositories(server, Math.min(options.rounds, 9), remarks, progress)
-      : [],
+    duels: [
+      ...(options.parts.has('repository')
+        ? await tryDuels(
+            'repositories',
+            (rounds) => measureRepositories(server.url, connections, rounds),
+            options,
+            remarks,
+            progress,
+          )
+        : []),
+      ...(options.parts.has('work')
+        ? await tryDuels(
+            'units of work',
+            async (rounds) => [await measureWork(server.url, rounds)],
+            options,
+            remarks,
+            progress,
+          )
+        : []),
+    ],
     cache: options.parts.has('cache') ? await tryCache(Math.min(options.rounds, 9), remarks, progress) : undefined,
     replicaReads: options.parts.has('replicas') ? await tryReplicaReads(schedule, remarks, progress) : undefined,
     imports: options.parts.has('import') ? await tryImports(remarks, progress) : undefined,
@@ -170,17 +190,18 @@ async function tryBulk(
   }
 }
 
-async function tryRepositories(
-  server: BenchServer,
-  rounds: number,
+async function tryDuels(
+  name: string,
+  measure: (rounds: number) => Promise<readonly DuelResult[]>,
+  options: BenchOptions,
   remarks: string[],
   progress: Progress,
-): Promise<Results['duels']> {
-  progress.step('repositories')
+): Promise<readonly DuelResult[]> {
+  progress.step(name)
   try {
-    return await measureRepositories(server.url, connections, rounds)
+    return await measure(Math.min(options.rounds, mostDuelRounds))
   } catch (error) {
-    remarks.push(`Repositories were not measured. ${(error as Error).message.trim()}`)
+    remarks.push(`There are no figures for ${name}. ${(error as Error).message.trim()}`)
     return []
   }
 }

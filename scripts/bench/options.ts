@@ -4,7 +4,7 @@ import { targets } from './targets.ts'
 import { workloads } from './workloads.ts'
 
 /** What is measured beside the workloads. */
-const extras = ['curve', 'stream', 'bulk', 'repository', 'cache', 'replicas', 'import'] as const
+const extras = ['curve', 'stream', 'bulk', 'repository', 'work', 'cache', 'replicas', 'import'] as const
 
 /** Everything that `--only` knows. */
 const parts: readonly string[] = [...workloads.map(({ name }) => name), ...extras]
@@ -54,6 +54,7 @@ export function parseOptions(args: readonly string[]): BenchOptions | undefined 
     'stream',
     'bulk',
     'repository',
+    'work',
     'cache',
     ...targets.flatMap(({ part, contender, against }) => [part, contender, against]),
   ])

@@ -349,19 +349,28 @@ class PendingRows {
    * so arrays travel as texts that the server casts row by row.
    */
   source(): RawBuilder<unknown> {
-    const values = this.types.map(({ type, array }, index) => {
-      const list = sql`unnest(${`{${this.literals[index]}}`}::${sql.raw(array ? 'text' : type)}[])`
-      const value = array ? sql`${list}::${sql.raw(type)}` : list
-      return sql`${value} as ${sql.id(this.columns[index] as string)}`
-    })
-    return sql`(select ${sql.join(values)}) as u`
+    return unfolded(this.columns, this.types, this.literals)
   }
+}
+
+/** `u` with these columns, each a list of elements as {@link elementOf} gives them. */
+export function unfolded(
+  columns: readonly string[],
+  types: readonly Pick<ColumnType, 'array' | 'type'>[],
+  literals: readonly string[],
+): RawBuilder<unknown> {
+  const values = types.map(({ type, array }, index) => {
+    const list = sql`unnest(${`{${literals[index]}}`}::${sql.raw(array ? 'text' : type)}[])`
+    const value = array ? sql`${list}::${sql.raw(type)}` : list
+    return sql`${value} as ${sql.id(columns[index] as string)}`
+  })
+  return sql`(select ${sql.join(values)}) as u`
 }
 
 const needsQuotes = /["\\{},\s]|^$|^null$/i
 
 /** A value as an element of an array. */
-function elementOf(text: string | null): string {
+export function elementOf(text: string | null): string {
   if (text === null) return 'null'
   if (!needsQuotes.test(text)) return text
   return `"${text.includes('"') || text.includes('\\') ? text.replaceAll(/["\\]/g, '\\$&') : text}"`

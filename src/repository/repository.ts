@@ -11,6 +11,7 @@ import {
   sql,
 } from 'kysely'
 import { ConflictError, DatabaseError, NotFoundError } from '../core/errors.ts'
+import type { TableMapping } from '../core/table-mapping.ts'
 import { type Conditions, matches, type OrderDirection, orderOf, type Where } from './conditions.ts'
 import {
   type ColumnMap,
@@ -229,6 +230,21 @@ export abstract class Repository<
   withDeleted(): this {
     const copy: unknown = Object.create(this, { seesDeleted: { value: true } })
     return copy as this
+  }
+
+  /** How rows become entities and back, for what writes the rows of several repositories at once: a {@link UnitOfWork}. */
+  get mapping(): TableMapping {
+    const { map, key, seesDeleted, database: source } = this
+    const { table, version, updatedAt, deletedAt } = this.definition
+    return {
+      ...{ table, source, key, seesDeleted, version, updatedAt, deletedAt },
+      columns: new Map(map.properties.map((property) => [property, map.column(property)])),
+      newRow: (values, call) => this.newRow(values, call),
+      changes: (patch, call) => this.changes(patch, call),
+      toColumns: (values, call) => map.toRow(values, call),
+      target: (ref) => this.target(ref),
+      toEntity: (row) => map.fromColumns(row),
+    }
   }
 
   /** The entity with this key, or `undefined`. */

@@ -1,0 +1,215 @@
+import { sql } from 'kysely'
+import type { TableMapping } from '../core/table-mapping.ts'
+import type { ColumnFacts, WorkDatabase } from './table-facts.ts'
+import { columnsOf, type WorkGroup, type WorkRow, type WorkRows } from './work-group.ts'
+import { type ItemState, Reference, refusal } from './work-item.ts'
+import type { WorkStep } from './work-step.ts'
+
+/** Of some columns, the rows that need a value of its default. */
+type Wanted = Map<WorkGroup, Map<string, Set<ItemState>>>
+
+/** Makes the rows of a flush out of what was registered: references resolved, values checked by the schemas, defaults where they must be known. */
+export class RowPreparation {
+  readonly #database: WorkDatabase
+  readonly #groups: readonly WorkGroup[]
+  readonly #groupOf = new Map<ItemState, WorkGroup>()
+  readonly #rows = new Map<ItemState, WorkRow>()
+  /** Values of defaults that others refer to. */
+  readonly #reserved = new Map<ItemState, WorkRow>()
+  readonly #underway = new Set<ItemState>()
+
+  constructor(database: WorkDatabase, groups: readonly WorkGroup[]) {
+    this.#database = database
+    this.#groups = groups
+    for (const group of groups) {
+      for (const item of [...group.creates, ...group.updates, ...group.deletes]) this.#groupOf.set(item, group)
+    }
+  }
+
+  /** As far as it can be said without asking anybody; and the questions that there would be. */
+  look(): { readonly rows: WorkRows; readonly questions: readonly WorkStep[] } {
+    const referred = this.#referredDefaults()
+    for (const item of this.#written()) {
+      const { mapping, values } = item
+      const { given, references } = split(values)
+      const row = mapping.toColumns(given, item.kind)
+      for (const [property, reference] of references) row[columnOf(mapping, property)] = reference
+      this.#rows.set(item, row)
+    }
+    for (const [group, columns] of referred) {
+      for (const [column, items] of columns) {
+        for (const item of items) this.#rowOf(item)[column] ??= new Reference(item, propertyOf(group, column))
+      }
+    }
+    const questions = [
+      ...question(referred, 'other rows refer to these values, which the defaults of their columns make'),
+      ...question(
+        this.#differingDefaults(),
+        'the new rows of a table are one statement, so all of them have the same columns',
+      ),
+    ]
+    return { rows: this.#rows, questions }
+  }
+
+  /** The rows to be sent. */
+  async prepare(): Promise<WorkRows> {
+    const referred = this.#referredDefaults()
+    // Whatever a schema refuses is told before anything is asked.
+    for (const item of this.#written()) if (split(item.values).references.length === 0) await this.#prepare(item)
+    for (const columns of referred.values()) {
+      for (const [column, items] of columns) {
+        // A schema may have made the value.
+        for (const item of items) if (this.#rows.get(item)?.[column] !== undefined) items.delete(item)
+        if (items.size === 0) columns.delete(column)
+      }
+    }
+    for (const [item, column, value] of await this.#ask(referred, false)) {
+      const known = this.#reserved.get(item) ?? {}
+      known[column] = value
+      this.#reserved.set(item, known)
+    }
+    for (const item of this.#written()) await this.#prepare(item)
+    for (const [item, values] of this.#reserved) Object.assign(this.#rowOf(item), values)
+    for (const [item, column, value] of await this.#ask(this.#differingDefaults(), true)) {
+      this.#rowOf(item)[column] = value
+    }
+    return this.#rows
+  }
+
+  #written(): readonly ItemState[] {
+    return this.#groups.flatMap(({ creates, updates }) => [...creates, ...updates])
+  }
+
+  #rowOf(item: ItemState): WorkRow {
+    const row = this.#rows.get(item) ?? {}
+    this.#rows.set(item, row)
+    return row
+  }
+
+  async #prepare(item: ItemState): Promise<WorkRow> {
+    const known = this.#rows.get(item)
+    if (known !== undefined) return known
+    const { mapping, kind } = item
+    if (this.#underway.has(item))
+      throw refusal(mapping, 'rows refer to values that they have from one another, in a circle')
+    this.#underway.add(item)
+    const { given, references } = split(item.values)
+    for (const [property, reference] of references) given[property] = await this.#resolve(reference, mapping, property)
+    const row = await (kind === 'create' ? mapping.newRow(given, 'create') : mapping.changes(given, 'update'))
+    this.#underway.delete(item)
+    this.#rows.set(item, row)
+    return row
+  }
+
+  async #resolve({ to, property }: Reference<unknown>, by: TableMapping, place: string): Promise<unknown> {
+    const column = columnOf(to.mapping, property)
+    const reserved = this.#reserved.get(to)
+    const known = reserved !== undefined && column in reserved ? reserved : await this.#prepare(to)
+    const entity = to.mapping.toEntity({ [column]: known[column] }) as Record<string, unknown>
+    const value = entity[property]
+    if (value !== undefined && value !== null) return value
+    throw refusal(by, `${place} refers to ${to.mapping.table}.${property}, which the new row there does not have`)
+  }
+
+  /** What others refer to and nobody gives. */
+  #referredDefaults(): Wanted {
+    const wanted: Wanted = new Map()
+    for (const item of this.#written()) {
+      for (const [place, { to, property }] of split(item.values).references) {
+        const group = this.#groupOf.get(to)
+        if (group === undefined || to.isDropped) {
+          throw refusal(item.mapping, `${place} refers to a row of ${to.mapping.table} that is not inserted any more`)
+        }
+        if (to.values[property] !== undefined) continue
+        const column = columnOf(to.mapping, property)
+        if (wanted.get(group)?.has(column) === true) continue
+        const facts = group.factsOf.get(column)
+        if (facts === undefined || facts.default === null) {
+          throw refusal(
+            item.mapping,
+            `${place} refers to ${to.mapping.table}.${property}, which is neither given nor made by a default of its column`,
+          )
+        }
+        // Its neighbours will need the column as well, and are asked for in the same breath.
+        for (const one of group.creates) if (one.values[property] === undefined) add(wanted, group, column, one)
+      }
+    }
+    return wanted
+  }
+
+  /** Defaults of columns that some new rows of a table give and others do not. */
+  #differingDefaults(): Wanted {
+    const wanted: Wanted = new Map()
+    for (const group of this.#groups) {
+      for (const column of columnsOf(group.creates, this.#rows)) {
+        const facts = group.factsOf.get(column)
+        for (const item of group.creates) {
+          if (this.#rowOf(item)[column] !== undefined || facts?.hasDefault !== true || facts.default === null) continue
+          add(wanted, group, column, item)
+        }
+      }
+    }
+    return wanted
+  }
+
+  async #ask(wanted: Wanted, asText: boolean): Promise<(readonly [ItemState, string, unknown])[]> {
+    const columns = [...wanted].flatMap(([group, of]) =>
+      [...of].map(([column, items]) => ({ group, column, items: [...items] })),
+    )
+    if (columns.length === 0) return []
+    const parts = columns.map(({ group, column, items }, index) => {
+      const { default: expression, type } = group.factsOf.get(column) as ColumnFacts
+      // What nobody looks at comes back as the server writes it.
+      const value = sql.raw(`(${expression})::${type}${asText ? '::text' : ''}`)
+      return sql`case when n <= ${sql.lit(items.length)} then ${value} end as ${sql.id(`v${index}`)}`
+    })
+    const most = Math.max(...columns.map(({ items }) => items.length))
+    const rows = await this.#database.query(
+      sql<Record<string, unknown>>`select ${sql.join(parts)} from generate_series(1, ${sql.lit(most)}) as n order by n`,
+    )
+    const values = rows.map((row) => Object.values(row))
+    return columns.flatMap(({ column, items }, index) =>
+      items.map((item, place) => [item, column, values[place]?.[index]] as const),
+    )
+  }
+}
+
+function add(wanted: Wanted, group: WorkGroup, column: string, item: ItemState): void {
+  const columns = wanted.get(group) ?? new Map<string, Set<ItemState>>()
+  wanted.set(group, columns)
+  columns.set(column, (columns.get(column) ?? new Set()).add(item))
+}
+
+function question(wanted: Wanted, why: string): readonly WorkStep[] {
+  if (wanted.size === 0) return []
+  const tables = [...wanted.keys()].map(({ mapping }) => mapping.table)
+  const columns = [...wanted].flatMap(([{ mapping }, of]) => [...of.keys()].map((name) => `${mapping.table}.${name}`))
+  const rows = [...wanted.values()].flatMap((of) => [...of.values()]).reduce((sum, items) => sum + items.size, 0)
+  return [{ operation: 'values', table: tables.length === 1 ? tables[0] : undefined, rows, columns, why }]
+}
+
+function split(values: Readonly<Record<string, unknown>>): {
+  readonly given: Record<string, unknown>
+  readonly references: readonly (readonly [property: string, reference: Reference<unknown>])[]
+} {
+  const given: Record<string, unknown> = {}
+  const references: (readonly [string, Reference<unknown>])[] = []
+  for (const [property, value] of Object.entries(values)) {
+    if (value instanceof Reference) references.push([property, value])
+    else given[property] = value
+  }
+  return { given, references }
+}
+
+function columnOf(mapping: TableMapping, property: string): string {
+  const column = mapping.columns.get(property)
+  if (column !== undefined) return column
+  throw refusal(
+    mapping,
+    `has no property ${JSON.stringify(property)}; there are ${[...mapping.columns.keys()].join(', ')}`,
+  )
+}
+
+function propertyOf({ mapping }: WorkGroup, column: string): string {
+  return [...mapping.columns].find(([, name]) => name === column)?.[0] ?? column
+}
