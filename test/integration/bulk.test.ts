@@ -24,7 +24,7 @@ describe('insertMany', () => {
     const inserts = texts.filter((text) => /insert/.test(text))
     expect(inserts).toHaveLength(14)
     expect(new Set(inserts).size).toBe(1)
-    expect(seen).toEqual(Array.from({ length: 14 }, (_, n) => 5_000 * (n + 1)))
+    expect(seen).toEqual(Array.from({ length: 35 }, (_, n) => 2_000 * (n + 1)))
   })
 
   test('every kind of value means what it means as a parameter', async () => {
