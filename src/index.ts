@@ -82,6 +82,7 @@ export {
   ConnectionError,
   ConstraintViolationError,
   DatabaseError,
+  DeliveryError,
   errorCatalog,
   isDatabaseError,
   isViolation,
@@ -103,3 +104,30 @@ export type {
   SameColumns,
   Where,
 } from './repository/repository.ts'
+
+// Work
+export { createOutbox } from './work/outbox.ts'
+export type { DeadLetterOptions, Outbox, OutboxDatabase, OutboxOptions } from './work/outbox.ts'
+export type { EventOf, NewEvent, OutboxEvent, PublishOptions } from './work/outbox-event.ts'
+export type {
+  BatchReport,
+  DeliveryContext,
+  OutboxBatchHandler,
+  OutboxHandler,
+  OutboxSink,
+  Relay,
+  RelayFailure,
+  RelayOptions,
+  RelayStats,
+} from './work/outbox-relay.ts'
+export type { DeadLetter, OutboxStats } from './work/outbox-store.ts'
+export { httpSink } from './work/outbox-http.ts'
+export type { HttpSinkOptions, HttpTarget, SinkHandler } from './work/outbox-http.ts'
+export { clickhouseSink, elasticsearchSink, redisStreamSink } from './work/outbox-sinks.ts'
+export type {
+  BatchSink,
+  ClickhouseOptions,
+  ElasticsearchOptions,
+  RedisCommands,
+  RedisStreamOptions,
+} from './work/outbox-sinks.ts'

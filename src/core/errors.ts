@@ -304,6 +304,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'As many keys wait to be written behind as may.',
     'Write this one at once, or see why writing is slow.',
   ),
+  EVENT_TOO_LARGE: entry(
+    '',
+    'The payload of an event for the outbox is larger than it may be; nothing was written.',
+    'Store what it tells in a row and publish the key of the row, or raise maxPayloadBytes.',
+  ),
+  DELIVERY_FAILED: entry(
+    'transient',
+    'An event of the outbox could not be delivered where it was to go.',
+    'Look at what the message names; the relay tries again by itself unless the error is final.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -370,6 +380,8 @@ export type ErrorCode =
   | 'CACHE_VALUE_UNSUPPORTED'
   | 'CACHE_LOAD_TIMEOUT'
   | 'CACHE_WRITE_BEHIND_FULL'
+  | 'EVENT_TOO_LARGE'
+  | 'DELIVERY_FAILED'
 
 /** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
 export interface DatabaseErrorInit {
@@ -547,6 +559,36 @@ export class NotFoundError extends DatabaseError {
 
   constructor(message: string, init: DatabaseErrorInit = {}) {
     super('NOT_FOUND', message, init)
+  }
+}
+
+/**
+ * An event of the outbox could not be delivered. A handler throws it to say more than that: `isFinal` makes the event a dead letter
+ * at once, `retryAfterMs` is the least time until the next attempt. Its message is kept with the event, so it must not quote the
+ * payload. Code `DELIVERY_FAILED`.
+ *
+ * @example
+ * ```ts
+ * import { DeliveryError } from 'kanta'
+ *
+ * export function assertAccepted(status: number): void {
+ *   if (status === 422) throw new DeliveryError('The mail service refuses the address.', { isFinal: true })
+ *   if (status === 429) throw new DeliveryError('The mail service wants a pause.', { retryAfterMs: 60_000 })
+ * }
+ * ```
+ */
+export class DeliveryError extends DatabaseError {
+  override readonly code = 'DELIVERY_FAILED'
+  readonly isFinal: boolean
+  readonly retryAfterMs: number | undefined
+
+  constructor(
+    message: string,
+    init: DatabaseErrorInit & { readonly isFinal?: boolean; readonly retryAfterMs?: number | undefined } = {},
+  ) {
+    super('DELIVERY_FAILED', message, init)
+    this.isFinal = init.isFinal ?? false
+    this.retryAfterMs = init.retryAfterMs
   }
 }
 

@@ -9,7 +9,7 @@ import { Client } from 'pg'
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from 'vitest'
 import { resolveConfig } from '../../src/core/config.ts'
 import { type DatabaseError, errorCatalog, type ErrorCode, isDatabaseError, retryScope } from '../../src/core/errors.ts'
-import { createDatabase, type Database, type PostgresOptions } from '../../src/index.ts'
+import { createDatabase, createOutbox, type Database, httpSink, type PostgresOptions } from '../../src/index.ts'
 import { createMigrator, writeTypes } from '../../src/migrate.ts'
 import { toDatabaseError } from '../../src/postgres/sqlstate.ts'
 import { RedisClient } from '../../src/redis/client.ts'
@@ -440,6 +440,16 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
     const seen = (await open()).cache.writeBehind<Date>({ write: () => Promise.resolve(), maxKeys: 1 })
     seen.add('ada', new Date())
     seen.add('grace', new Date())
+  },
+  EVENT_TOO_LARGE: async () => {
+    const outbox = await createOutbox<{ 'order.paid': string }>(await open(), { maxPayloadBytes: 1_000 })
+    return outbox.publish('order.paid', 'x'.repeat(2_000))
+  },
+  DELIVERY_FAILED: async () => {
+    const deliver = httpSink({ url: `http://127.0.0.1:${await freePort()}/orders` })
+    const event = { id: '7', topic: 'order.paid', key: undefined, payload: 'x', headers: {}, attempt: 1 } as const
+    const { signal } = new AbortController()
+    return deliver({ ...event, publishedAt: new Date() }, { signal, timeoutMs: 1_000 })
   },
 }
 

@@ -1,0 +1,5 @@
+import type { OwnTables } from '../schema/own-tables.ts'
+import { outboxTables } from './outbox-tables.ts'
+
+/** All tables of kanta itself that this version knows, for `kanta install`. */
+export const ownParts: readonly OwnTables[] = [outboxTables]
