@@ -528,7 +528,7 @@ export interface PostgresHealth extends ServerHealth {
 export interface DatabaseSeams {
   readonly logger: Logger
   /** Runs what goes on behind in the context of whoever asks for this, without the transaction that is open there. */
-  context(): <T>(work: () => T) => T
+  readonly context: () => <T>(work: () => T) => T
   /** Ends something before the database refuses queries; gives what takes that back. */
   beforeClose(end: () => Promise<void>): () => void
   /** Its Redis, where one is configured. */

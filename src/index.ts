@@ -106,6 +106,8 @@ export type {
 } from './repository/repository.ts'
 
 // Work
+export { keepInvalidations } from './work/kept-invalidations.ts'
+export type { KeepInvalidationsOptions } from './work/kept-invalidations.ts'
 export { createOutbox } from './work/outbox.ts'
 export type { DeadLetterOptions, Outbox, OutboxDatabase, OutboxOptions } from './work/outbox.ts'
 export type { EventOf, NewEvent, OutboxEvent, PublishOptions } from './work/outbox-event.ts'

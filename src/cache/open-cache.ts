@@ -25,7 +25,7 @@ export interface CacheRedis {
 export interface CacheTransactions {
   readonly transactions: Pick<Transactions, 'current' | 'run'>
   /** Runs work later in the context of whoever asks for this, without its transaction. */
-  context(): <T>(work: () => T) => T
+  readonly context: () => <T>(work: () => T) => T
 }
 
 /** Who is told of what happens in a cache. */

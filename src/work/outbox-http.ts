@@ -88,9 +88,9 @@ export function requester({ url, headers = {}, timeoutMs = 10_000, isFinal = isF
     let response: Response
     let text = ''
     try {
+      const init = { method, body }
       response = await fetch(to, {
-        method,
-        body,
+        ...init,
         headers: { ...further, ...own },
         // A receiver that has moved is for somebody to look at: it may be sent what is not meant for it.
         redirect: 'manual',

@@ -65,7 +65,7 @@ export class Settlements {
 
   async #send(): Promise<void> {
     // What comes in the same moment goes along.
-    await undefined
+    await Promise.resolve()
     while (this.#finished.length > 0 || this.#returned.length > 0) {
       const finished = this.#finished.splice(0, mostAtOnce)
       const returned = this.#returned.splice(0, mostAtOnce)

@@ -63,4 +63,8 @@ export const faultRows: Readonly<Record<number, FaultRow>> = {
   },
   27: { fault: 'breaker against a model', bar: 'state equals the model over 1 M steps' },
   28: { fault: 'soak under everything at once', bar: 'flat heap, handles and backends; no uncaught error' },
+  29: {
+    fault: 'publishers and relays of the outbox killed, the server crashed',
+    bar: 'each committed event delivered, none of a rolled-back transaction, order per key kept',
+  },
 }

@@ -142,16 +142,16 @@ test('an idempotency key is published once, also by two at the same time, and is
   await vi.waitUntil(async () => (await rowsOf(database))[0]?.state === 'delivered')
   expect(await publish()).toBeUndefined()
   // One that is rolled back frees its key.
-  const other = { idempotencyKey: 'pay-2' }
+  const again = { idempotencyKey: 'pay-2' }
   const undone = database.transaction(async () => {
-    await outbox.publish('order.paid', { orderId: 2 }, other)
+    await outbox.publish('order.paid', { orderId: 2 }, again)
     throw new Error('no')
   })
   await expect(undone).rejects.toThrow('no')
   const many = await outbox.publishMany([
-    { topic: 'order.paid', payload: { orderId: 2 }, ...other },
+    { topic: 'order.paid', payload: { orderId: 2 }, ...again },
     { topic: 'order.paid', payload: { orderId: 3 } },
-    { topic: 'order.paid', payload: { orderId: 2 }, ...other },
+    { topic: 'order.paid', payload: { orderId: 2 }, ...again },
     { topic: 'order.paid', payload: { orderId: 1 }, idempotencyKey: 'pay-1' },
     { topic: 'order.paid', payload: { orderId: 4 } },
   ])
