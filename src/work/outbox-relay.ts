@@ -137,6 +137,7 @@ const pruneEveryMs = 30_000
 const firstPauseMs = 50
 const longestPauseMs = 5_000
 const listenAgainMs = 5_000
+const leastSettlingMs = 1_000
 
 /** {@link Relay} over its store. */
 export class OpenRelay implements Relay {
@@ -210,7 +211,7 @@ export class OpenRelay implements Relay {
       // What does not even hear of that goes back as it is; its late answer finds another lease.
       this.#release([...this.#inHand.values()])
     }
-    await this.#settlements.end(drainTimeoutMs)
+    await this.#settlements.end(Math.max(drainTimeoutMs, leastSettlingMs))
     clearInterval(this.#renewing)
   }
 
@@ -429,7 +430,8 @@ export class OpenRelay implements Relay {
   /** Keeps what is in hand, as long as the server can be told so. */
   async #renew(): Promise<void> {
     const { leaseMs } = this.#settings
-    const holds = [...this.#inHand.values()]
+    // Two statements on the same rows could wait for each other.
+    const holds = [...this.#inHand.values()].filter(({ event }) => !this.#settlements.has(event))
     if (holds.length === 0) return
     const goodUntil = performance.now() + leaseMs
     const events = holds.map(({ event }) => event)
@@ -509,13 +511,11 @@ const longestText = 2_000
 
 /** What the server takes as text, whatever the function gives. */
 function kept(describe: (error: unknown) => string, error: unknown): string {
-  let text: string
   try {
-    text = describe(error)
+    return describe(error).replaceAll('\0', '').slice(0, longestText).toWellFormed()
   } catch {
-    text = 'describeError threw'
+    return 'describeError threw, or gave no text'
   }
-  return text.replaceAll('\0', '').slice(0, longestText).toWellFormed()
 }
 
 /** Whether it is done by then. Never rejects. */

@@ -35,7 +35,15 @@ if (kind === 'relay') {
             values (${id}::bigint, ${key ?? null}, ${payload.name}, ${payload.number}, ${payload.isUndone})`,
       )
     },
-    { leaseMs: 500, baseDelayMs: 20, maxDelayMs: 200, maxAttempts: 1_000_000, pollMs: 50, batchSize: 20, concurrency: 4 },
+    {
+      leaseMs: 500,
+      baseDelayMs: 20,
+      maxDelayMs: 200,
+      maxAttempts: 1_000_000,
+      pollMs: 50,
+      batchSize: 20,
+      concurrency: 4,
+    },
   )
 } else {
   for (let number = 0; ; number += 1) {
@@ -50,7 +58,8 @@ async function publish(number: number): Promise<void> {
   try {
     await database.transaction(async () => {
       await outbox.publish('step', { name, number, isUndone }, number % 4 === 3 ? {} : { key })
-      if (number % 7 === 0) await database.transaction(() => outbox.publish('step', { name, number: -number, isUndone }))
+      if (number % 7 === 0)
+        await database.transaction(() => outbox.publish('step', { name, number: -number, isUndone }))
       await database.query(sql`insert into made (name, number) values (${name}, ${number})`)
       if (isUndone) throw new Error('undone')
     })

@@ -80,7 +80,9 @@ test(
     await first.close()
     const workers = new Workers(server.url)
     onTestFinished(() => workers.endAll())
-    const kinds = isFull ? (['publish', 'publish', 'relay', 'relay', 'relay'] as const) : (['publish', 'relay', 'relay'] as const)
+    const kinds = isFull
+      ? (['publish', 'publish', 'relay', 'relay', 'relay'] as const)
+      : (['publish', 'relay', 'relay'] as const)
     await Promise.all(kinds.map((kind) => workers.start(kind)))
     const kills = times(120, 3)
     for (let kill = 1; kill <= kills; kill += 1) {
@@ -129,14 +131,14 @@ test('row 24: what a process leaves in the cache that dies between COMMIT and in
     redis: { url: redis.url },
     cache: { namespace },
   })
-  await vi.waitUntil(() => database.cache.stats().isTrusted)
+  await vi.waitUntil(() => database.cache.stats().isTrusted, 10_000)
   const load = () => database.queryValue<number>(sql`select version from items`)
   const read = async (): Promise<(number | undefined)[]> => [
     await database.cache.getOrSet('by key', load),
     await database.cache.getOrSet('by tag', load, { tags: ['items'] }),
   ]
   expect(await read()).toEqual([1, 1])
-  await vi.waitUntil(() => database.cache.stats().entries === 2)
+  await vi.waitUntil(() => database.cache.stats().entries === 2, 10_000)
   const options: VictimOptions = { postgresUrl, redisUrl: redis.url, namespace, holdMs: false, isKept: true }
   const victim = fork(join(import.meta.dirname, 'cache-victim.ts'), [JSON.stringify(options)])
   const [, signal] = (await once(victim, 'exit')) as [unknown, string]
@@ -147,6 +149,6 @@ test('row 24: what a process leaves in the cache that dies between COMMIT and in
   expect(await read()).toEqual([1, 1])
   await using kept = await keepInvalidations(database, { delayMs: 100 })
   await vi.waitUntil(async () => (await read()).every((version) => version === 2), 10_000)
-  await vi.waitUntil(() => kept.stats().delivered === 1)
+  await vi.waitUntil(() => kept.stats().delivered === 1, 10_000)
   record(24, 1, 'killed between COMMIT and invalidation, written down with the commit: ended by another process')
 })

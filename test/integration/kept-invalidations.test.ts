@@ -4,6 +4,8 @@ import { createDatabase, keepInvalidations } from '../../src/index.ts'
 import { inRedis, one } from '../support/caches.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 
+const until = <T>(isSo: () => T): Promise<unknown> => vi.waitUntil(isSo, 10_000)
+
 type Cached = Awaited<ReturnType<typeof one>>
 
 const written = (database: Cached): Promise<number> => database.queryCount(sql`select count(*) from kanta.outbox`)
@@ -22,7 +24,7 @@ test('what a transaction ends is written with it, and taken back once it is done
   })
   expect(await database.cache.get('a')).toBeUndefined()
   expect(sent.filter((text) => text.includes('insert into kanta.outbox'))).not.toEqual([])
-  await vi.waitUntil(async () => (await written(database)) === 0)
+  await until(async () => (await written(database)) === 0)
   expect(kept.stats().delivered).toBe(0)
 })
 

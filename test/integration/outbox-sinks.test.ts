@@ -18,6 +18,9 @@ import {
 } from '../../src/index.ts'
 import { closeAfterTest, freshDatabaseUrl, redisUrl } from '../support/database.ts'
 
+const until = <T>(isSo: () => T | Promise<T>): Promise<Exclude<T, false>> =>
+  vi.waitUntil(isSo, 10_000) as Promise<Exclude<T, false>>
+
 interface Topics {
   'product.changed': { readonly id: string; readonly name: string }
 }
@@ -86,7 +89,7 @@ test('HTTP: each event is a request with its id, and 2xx is its delivery', async
     httpSink({ url: `${credentials}/events?tenant=1`, headers: { 'x-api-key': 'k' } }),
     fast,
   )
-  await vi.waitUntil(() => _relay.stats().delivered === 1)
+  await until(() => _relay.stats().delivered === 1)
   const [request] = received
   expect(request).toMatchObject({
     method: 'POST',
@@ -118,12 +121,12 @@ test('HTTP: what may pass is tried again with the same id, and what never will i
   const onFailure = (failure: RelayFailure): void => void failures.push(failure)
   await outbox.publish('product.changed', { id: 'p1', name: 'Cup' })
   await using relay = outbox.relay(httpSink({ url: `${url}/secret-hook?token=secret` }), { ...fast, onFailure })
-  await vi.waitUntil(() => relay.stats().delivered === 1)
+  await until(() => relay.stats().delivered === 1)
   expect(received).toHaveLength(4)
   expect(new Set(received.map(({ headers }) => headers['idempotency-key'])).size).toBe(1)
   await outbox.publish('product.changed', { id: 'p2', name: 'bad' })
-  await vi.waitUntil(() => relay.stats().dead === 1)
-  const [letter] = await vi.waitUntil(async () => {
+  await until(() => relay.stats().dead === 1)
+  const [letter] = await until(async () => {
     const letters = await outbox.deadLetters()
     return letters.length > 0 && letters
   })
@@ -188,7 +191,7 @@ test('Elasticsearch: one bulk request, and each document has its own outcome', a
     id: (event) => event.payload.id,
   })
   await using relay = outbox.relay(sink, fast)
-  await vi.waitUntil(() => relay.stats().delivered === 4 && relay.stats().dead === 1)
+  await until(() => relay.stats().delivered === 4 && relay.stats().dead === 1)
   expect(received[0]?.url.pathname).toBe('/es/_bulk')
   expect(received[0]?.headers['content-type']).toBe('application/x-ndjson')
   expect(
@@ -202,7 +205,7 @@ test('Elasticsearch: one bulk request, and each document has its own outcome', a
   ])
   // Only the one that was too many is sent again.
   expect(received.slice(1).map(({ body }) => body.match(/"_id":"(\w+)"/)?.[1])).toEqual(['p2'])
-  await vi.waitUntil(async () => (await outbox.stats()).dead === 1)
+  await until(async () => (await outbox.stats()).dead === 1)
   const [letter] = await outbox.deadLetters()
   expect(letter?.error).toContain('mapper_parsing_exception')
   expect(letter?.error).not.toContain('secret')
@@ -216,7 +219,7 @@ test('Elasticsearch: an answer that is none leaves all to be tried again', async
   const id = await outbox.publish('product.changed', { id: 'p', name: 'n' })
   expect(id).toBeDefined()
   await using relay = outbox.relay(elasticsearchSink<EventOf<Topics>>({ url, index: () => 'products' }), fast)
-  await vi.waitUntil(() => relay.stats().delivered === 1)
+  await until(() => relay.stats().delivered === 1)
   expect(relay.stats().failed).toBe(1)
 })
 
@@ -232,7 +235,7 @@ test('ClickHouse: a batch is one insert with its token, and rows that are refuse
   })
   const ids = await outbox.publishMany(products(8))
   await using relay = outbox.relay(sink, fast)
-  await vi.waitUntil(() => relay.stats().delivered === 7 && relay.stats().dead === 1)
+  await until(() => relay.stats().delivered === 7 && relay.stats().dead === 1)
   const query = received[0]?.url.searchParams
   expect(query?.get('query')).toBe('INSERT INTO `shop`.`odd\\`name` FORMAT JSONEachRow')
   expect(query?.get('async_insert')).toBe('0')
@@ -258,11 +261,11 @@ test('Redis: events are entries of a stream, by a client or by the Redis of the 
   const stream = `outbox-${Math.random().toString(36).slice(2)}`
   const id = await outbox.publish('product.changed', { id: 'p1', name: 'Cup' }, { key: 'p1' })
   const first = outbox.relay(redisStreamSink(client, { stream, maxLength: 1_000 }), fast)
-  await vi.waitUntil(() => first.stats().delivered === 1)
+  await until(() => first.stats().delivered === 1)
   await first.close()
   await outbox.publish('product.changed', { id: 'p2', name: 'Mug' })
   await using second = outbox.relay(redisStreamSink(database, { stream: () => stream }), fast)
-  await vi.waitUntil(() => second.stats().delivered === 1)
+  await until(() => second.stats().delivered === 1)
   const entries = await client.xrange(stream, '-', '+')
   expect(entries).toHaveLength(2)
   expect(Object.fromEntries(pairs(entries[0]?.[1] ?? []))).toEqual({
@@ -282,7 +285,7 @@ test('Redis: events are entries of a stream, by a client or by the Redis of the 
   })
   await second.close()
   await outbox.publish('product.changed', { id: 'p3', name: 'secret' })
-  await vi.waitUntil(() => third.stats().dead === 1)
+  await until(() => third.stats().dead === 1)
   expect(String(failures[0]?.error)).toContain('WRONGTYPE')
   expect(JSON.stringify(failures[0]?.error)).not.toContain('secret')
   await client.del(stream, `${stream}-text`)
