@@ -33,7 +33,6 @@ export interface BatchReport {
 export type OutboxBatchHandler<Topics> = (
   events: readonly EventOf<Topics>[],
   context: DeliveryContext,
-  // oxlint-disable-next-line typescript/no-invalid-void-type -- a handler without a report returns nothing
 ) => Promise<BatchReport | void> | BatchReport | void
 
 /** Where events go, many at once. */
@@ -155,6 +154,8 @@ export class OpenRelay implements Relay {
   readonly #renewing: NodeJS.Timeout
   readonly #forget: () => void
   #wake: PromiseWithResolvers<void> = Promise.withResolvers()
+  /** Where it goes on among the keys with parked events. */
+  #lastKey = ''
   #isStirred = false
   #isListening = false
   #hasGivenUp = false
@@ -264,8 +265,9 @@ export class OpenRelay implements Relay {
     const { batch, leaseMs } = this.#settings
     const lease = randomUUID()
     const goodUntil = performance.now() + leaseMs
-    const { events: heads, isClogged } = await store.claim(lease, leaseMs, wanted)
-    if (isClogged && (await store.park()) > 0) this.#isStirred = true
+    const { events: heads, isClogged, lastKey, hasMoreKeys } = await store.claim(lease, leaseMs, wanted, this.#lastKey)
+    this.#lastKey = lastKey
+    if (hasMoreKeys || (isClogged && (await store.park()) > 0)) this.#isStirred = true
     const keyed = heads.filter(({ key }) => key !== undefined)
     const each = keyed.length === 0 || batch ? 0 : Math.floor((wanted - heads.length) / keyed.length)
     // What they hold is taken up whatever becomes of those that follow.

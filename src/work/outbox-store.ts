@@ -13,6 +13,9 @@ export interface Claim {
   readonly events: readonly ClaimedEvent[]
   /** There was much to look at, and most of it waits behind earlier events of its key. */
   readonly isClogged: boolean
+  /** Of the keys with parked events, the last that was looked at; where the next claim goes on. */
+  readonly lastKey: string
+  readonly hasMoreKeys: boolean
 }
 
 /** How an event that was not delivered goes back. */
@@ -55,6 +58,13 @@ interface Written {
   readonly idempotency_key: string | null
 }
 
+/** What a claim has looked at. */
+interface Looked {
+  readonly seen: number
+  readonly keyCount: number
+  readonly lastKey: string | null
+}
+
 interface EventRow {
   readonly id: string
   readonly topic: string
@@ -70,6 +80,8 @@ const columns = sql`o.id::text as id, o.topic, o.key, o.payload, o.headers, o.at
 
 /** So many events are looked at for one claim. */
 const windowSize = 500
+/** So many keys with parked events are looked at for one claim. */
+const parkedKeys = 100
 const pruneSize = 1_000
 /** Apart from the locks of `withLock`, whose seed is 0. */
 const lockSeed = 7_305
@@ -146,13 +158,30 @@ export class OutboxStore {
         where g.gate is not null order by u.key offset 0) k`
   }
 
-  /** Claims events that are due, and that are the first of their key. */
-  async claim(lease: string, leaseMs: number, wanted: number): Promise<Claim> {
+  /**
+   * Claims events that are due, and that are the first of their key: those whose time has come, and of keys with parked events,
+   * from the key after `after` on, those that are the first by now.
+   */
+  async claim(lease: string, leaseMs: number, wanted: number, after: string): Promise<Claim> {
     const window = Math.max(windowSize, wanted)
-    const rows = await this.#database.query(sql<Partial<EventRow> & { seen: number }>`
-      with ${this.#due(window)}, heads as materialized (
+    const rows = await this.#database.query(sql<Partial<EventRow> & Looked>`
+      with recursive ${this.#due(window)}, parked as (
+        ${this.#parkedKey(sql`${after}`)}
+        union all
+        select (${this.#parkedKey(sql`p.key`)}) from parked p where p.key is not null
+      ), keys as materialized (
+        select key from parked where key is not null limit ${parkedKeys}
+      ), firsts as materialized (
+        select f.id from keys k cross join lateral (
+          select o.id, o.is_parked from kanta.outbox o
+          where o.outbox = ${this.#name} and o.key = k.key and o.state = 'waiting' order by o.id limit 1) f
+        where f.is_parked
+      ), heads as materialized (
         select o.id from kanta.outbox o
-        where o.id = any(array(select id from due)) and o.state = 'waiting' and o.due_at <= statement_timestamp() and ${free}
+        where o.id = any(array(
+            select d.id from (select id, key, min(id) over (partition by key) as first from due) d
+            where d.key is null or d.id = d.first union all select id from firsts))
+          and o.state = 'waiting' and (o.due_at <= statement_timestamp() or o.is_parked) and ${free}
           and (o.key is null or not exists (
             select from kanta.outbox p
             where p.outbox = ${this.#name} and p.key = o.key and p.id < o.id and p.state = 'waiting'))
@@ -163,11 +192,25 @@ export class OutboxStore {
         where o.id = any(array(select id from heads))
         returning ${columns}
       )
-      select s.seen, c.* from (select count(*)::int as seen from due) s left join claimed c on true`)
+      select s.*, c.* from (
+        select (select count(*)::int from due) as seen, count(*)::int as "keyCount", max(key) as "lastKey" from keys
+      ) s left join claimed c on true`)
     const events = rows.flatMap((row) =>
       row.id === undefined || row.id === null ? [] : [claimed(row as EventRow, lease)],
     )
-    return { events: inOrder(events), isClogged: events.length < wanted && (rows[0]?.seen ?? 0) >= window }
+    const { seen = 0, keyCount = 0, lastKey } = rows[0] ?? {}
+    return {
+      events: inOrder(events),
+      isClogged: events.length < wanted && seen >= window,
+      // Once around.
+      lastKey: keyCount < parkedKeys ? '' : (lastKey ?? ''),
+      hasMoreKeys: keyCount >= parkedKeys,
+    }
+  }
+
+  #parkedKey(after: RawBuilder<unknown>): RawBuilder<unknown> {
+    return sql`(select o.key from kanta.outbox o
+      where o.outbox = ${this.#name} and o.state = 'waiting' and o.is_parked and o.key > ${after} order by o.key limit 1)`
   }
 
   /**
@@ -199,26 +242,31 @@ export class OutboxStore {
     return inOrder(rows.map((row) => claimed(row, lease)))
   }
 
-  /** Moves what waits behind an earlier event of its key out of the way, until that one may be due; gives how many. */
+  /** Moves what waits behind an earlier event of its key out of the way, to be found by its key; gives how many. */
   async park(): Promise<number> {
     const rows = await this.#database.query(sql`
       with ${this.#due(windowSize)}, blocked as materialized (
-        select o.id, h.until from kanta.outbox o cross join lateral (
-          select greatest(p.due_at, p.leased_until) as until from kanta.outbox p
-          where p.outbox = ${this.#name} and p.key = o.key and p.id < o.id and p.state = 'waiting'
+        select k.key, h.id from (select distinct key from due where key is not null) k cross join lateral (
+          select p.id, greatest(p.due_at, p.leased_until) as until from kanta.outbox p
+          where p.outbox = ${this.#name} and p.key = k.key and p.state = 'waiting'
           order by p.id limit 1
         ) h
-        where o.id = any(array(select id from due)) and h.until > statement_timestamp()
+        where h.until > statement_timestamp()
+      ), behind as materialized (
+        select o.id from kanta.outbox o
+        where o.id = any(array(select d.id from due d join blocked b on b.key = d.key and b.id < d.id))
+          and o.state = 'waiting' and ${free}
         for update of o skip locked
       )
-      update kanta.outbox o set due_at = b.until, is_parked = true from blocked b where o.id = b.id returning o.id`)
+      update kanta.outbox o set is_parked = true where o.id = any(array(select id from behind)) returning o.id`)
     return rows.length
   }
 
   #due(window: number): RawBuilder<unknown> {
     return sql`due as materialized (
-        select o.id from kanta.outbox o
-        where o.outbox = ${this.#name} and o.state = 'waiting' and o.due_at <= statement_timestamp() and ${free}
+        select o.id, o.key from kanta.outbox o
+        where o.outbox = ${this.#name} and o.state = 'waiting' and not o.is_parked
+          and o.due_at <= statement_timestamp() and ${free}
         order by o.due_at, o.id limit ${window})`
   }
 
@@ -227,7 +275,7 @@ export class OutboxStore {
     const value = await this.#database.queryValue<number>(sql`
       select (extract(epoch from o.due_at - statement_timestamp()) * 1000)::float8 as due_in
       from kanta.outbox o
-      where o.outbox = ${this.#name} and o.state = 'waiting' and o.due_at > statement_timestamp()
+      where o.outbox = ${this.#name} and o.state = 'waiting' and not o.is_parked and o.due_at > statement_timestamp()
       order by o.due_at limit 1`)
     return value
   }
@@ -242,14 +290,12 @@ export class OutboxStore {
       sql`
       with given as materialized (${pairs(events)}), gone as (
         delete from kanta.outbox o using given g
-        where o.id = g.id and o.lease = g.lease and o.state = 'waiting' and ${isGone} returning o.id, o.key
-      ), kept as (
-        update kanta.outbox o set state = 'delivered', lease = null, leased_until = null, error = null, payload = ${payload},
-          ended_at = statement_timestamp(), expires_at = statement_timestamp() + ${ms(keepMs)}
-        from given g
-        where o.id = g.id and o.lease = g.lease and o.state = 'waiting' and not (${isGone}) returning o.id, o.key
+        where o.id = g.id and o.lease = g.lease and o.state = 'waiting' and ${isGone}
       )
-      ${this.#freeNext(sql`select id, key from gone union all select id, key from kept`)}`,
+      update kanta.outbox o set state = 'delivered', lease = null, leased_until = null, error = null, payload = ${payload},
+        is_parked = false, ended_at = statement_timestamp(), expires_at = statement_timestamp() + ${ms(keepMs)}
+      from given g
+      where o.id = g.id and o.lease = g.lease and o.state = 'waiting' and not (${isGone})`,
       // What is no longer held with its lease is left alone.
       { idempotent: true },
     )
@@ -264,28 +310,15 @@ export class OutboxStore {
         select * from unnest(${returns.map(({ id }) => id)}::bigint[], ${returns.map(({ lease }) => lease)}::uuid[],
           ${returns.map(({ state }) => state)}::text[], ${delays}::float8[], ${returns.map(({ isCounted }) => isCounted)}::boolean[],
           ${returns.map(({ error }) => error ?? null)}::text[]) as g(id, lease, state, delay_ms, is_counted, error)
-      ), returned as (
-        update kanta.outbox o set state = g.state, lease = null, leased_until = null, is_parked = false,
-          attempts = o.attempts - case when g.is_counted then 0 else 1 end,
-          due_at = case when g.delay_ms is not null then statement_timestamp() + ${ms(sql`g.delay_ms`)}
-            when o.is_parked then statement_timestamp() else o.due_at end,
-          error = coalesce(g.error, o.error),
-          ended_at = case when g.state = 'dead' then statement_timestamp() end
-        from given g where o.id = g.id and o.lease = g.lease and o.state = 'waiting'
-        returning o.id, o.key, o.state
       )
-      ${this.#freeNext(sql`select id, key from returned where state = 'dead'`)}`,
+      update kanta.outbox o set state = g.state, lease = null, leased_until = null, is_parked = false,
+        attempts = o.attempts - case when g.is_counted then 0 else 1 end,
+        due_at = case when g.delay_ms is null then o.due_at else statement_timestamp() + ${ms(sql`g.delay_ms`)} end,
+        error = coalesce(g.error, o.error),
+        ended_at = case when g.state = 'dead' then statement_timestamp() end
+      from given g where o.id = g.id and o.lease = g.lease and o.state = 'waiting'`,
       { idempotent: true },
     )
-  }
-
-  /** What comes next in a key need not wait any longer for what was before it. */
-  #freeNext(ended: RawBuilder<unknown>): RawBuilder<unknown> {
-    return sql`update kanta.outbox o set due_at = statement_timestamp(), is_parked = false
-      where o.is_parked and not o.id = any(array(select id from given)) and o.id = any(array(
-        select (select n.id from kanta.outbox n
-          where n.outbox = ${this.#name} and n.key = e.key and n.id > e.id and n.state = 'waiting' order by n.id limit 1)
-        from (select key, max(id) as id from (${ended}) d where key is not null group by key) e))`
   }
 
   /** Holds them longer; gives the ids of those that are still held with these leases. */

@@ -11,7 +11,7 @@ export const outboxTables: OwnTables = {
   id bigint generated always as identity primary key,
   outbox text not null,
   topic text not null,
-  key text,
+  key text collate "C",
   payload json not null,
   headers json,
   idempotency_key text,
@@ -26,12 +26,13 @@ export const outboxTables: OwnTables = {
   ended_at timestamptz,
   expires_at timestamptz
 ) with (fillfactor = 80, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0.02);
-create index outbox_due on kanta.outbox (outbox, due_at, id) where state = 'waiting';
+create index outbox_due on kanta.outbox (outbox, due_at, id) where state = 'waiting' and not is_parked;
+create index outbox_parked on kanta.outbox (outbox, key, id) where state = 'waiting' and is_parked;
 create index outbox_keys on kanta.outbox (outbox, key, id) where state = 'waiting' and key is not null;
 create unique index outbox_idempotency on kanta.outbox (outbox, idempotency_key) where idempotency_key is not null;
 create index outbox_dead on kanta.outbox (outbox, id) where state = 'dead';
 create index outbox_delivered on kanta.outbox (expires_at) where state = 'delivered';
 comment on table kanta.outbox is 'Events that were published in transactions and are delivered by relays.';
-comment on column kanta.outbox.is_parked is 'Waits behind an earlier event of its key, out of the way of relays until due_at.';`,
+comment on column kanta.outbox.is_parked is 'Is due, and found by its key: it was in the way while it waited behind an earlier event of that.';`,
   ],
 }

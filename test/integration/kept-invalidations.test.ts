@@ -4,7 +4,7 @@ import { createDatabase, keepInvalidations } from '../../src/index.ts'
 import { inRedis, one } from '../support/caches.ts'
 import { freshDatabaseUrl } from '../support/database.ts'
 
-const until = <T>(isSo: () => T): Promise<unknown> => vi.waitUntil(isSo, 10_000)
+const until = (isSo: () => boolean | Promise<boolean>): Promise<unknown> => vi.waitUntil(isSo, 10_000)
 
 type Cached = Awaited<ReturnType<typeof one>>
 

@@ -23,7 +23,7 @@ interface Row {
   readonly attempts: number
 }
 
-const until = <T>(isSo: () => T): Promise<unknown> => vi.waitUntil(isSo, 10_000)
+const until = (isSo: () => boolean | Promise<boolean>): Promise<unknown> => vi.waitUntil(isSo, 10_000)
 
 const quiet = { info: () => undefined, warn: () => undefined }
 
