@@ -207,7 +207,10 @@ export class OpenRelay implements Relay {
     const isDrained = await before(drained, drainTimeoutMs)
     if (!isDrained) {
       this.#hasGivenUp = true
-      for (const hold of this.#inHand.values()) hold.stop?.(stopped('The relay was closed'))
+      for (const hold of this.#inHand.values())
+        hold.stop?.(
+          new DeliveryError('The relay was closed before the handler had ended: what it does may be done again.'),
+        )
       await before(this.#whenIdle(), firstPauseMs)
       // What does not even hear of that goes back as it is; its late answer finds another lease.
       this.#release([...this.#inHand.values()])
@@ -267,10 +270,10 @@ export class OpenRelay implements Relay {
     const goodUntil = performance.now() + leaseMs
     const { events: heads, isClogged, lastKey, hasMoreKeys } = await store.claim(lease, leaseMs, wanted, this.#lastKey)
     this.#lastKey = lastKey
-    if (hasMoreKeys || (isClogged && (await store.park()) > 0)) this.#isStirred = true
+    // What was claimed is taken up whatever becomes of the rest.
+    if (hasMoreKeys || (isClogged && (await store.park().catch(() => 0)) > 0)) this.#isStirred = true
     const keyed = heads.filter(({ key }) => key !== undefined)
     const each = keyed.length === 0 || batch ? 0 : Math.floor((wanted - heads.length) / keyed.length)
-    // What they hold is taken up whatever becomes of those that follow.
     const followers = each > 0 ? await store.claimFollowers(keyed, lease, leaseMs, each).catch(() => []) : []
     const holds = [...heads, ...followers].map((event): Hold => ({ event, goodUntil, isLost: false, stop: undefined }))
     for (const hold of holds) {
@@ -289,7 +292,7 @@ export class OpenRelay implements Relay {
     const fit: Hold[] = []
     for (const hold of holds) {
       // Each time the process has died, or its lease was lost.
-      if (hold.event.attempt > maxAttempts) this.#fail(hold, stopped(`None of ${maxAttempts} attempts came to an end`))
+      if (hold.event.attempt > maxAttempts) this.#fail(hold, neverEnded(maxAttempts))
       else fit.push(hold)
     }
     if (batch && fit.length > 0) this.#lanes.push(fit)
@@ -366,7 +369,7 @@ export class OpenRelay implements Relay {
       given.reject(reason)
     }
     for (const hold of holds) hold.stop = stop
-    const timer = setTimeout(() => stop(stopped(`The handler did not end within ${timeoutMs} ms`)), timeoutMs)
+    const timer = setTimeout(() => stop(tooSlow(timeoutMs)), timeoutMs)
     try {
       const events = holds.map(({ event }) => publicEvent(event))
       const working = (async () => this.#deliver(events, { signal: controller.signal, timeoutMs }))()
@@ -392,7 +395,7 @@ export class OpenRelay implements Relay {
     if (hold.isLost || this.#hasGivenUp) return this.#release([hold])
     const { baseDelayMs, maxDelayMs, maxAttempts, describeError } = this.#settings
     const { id, lease, topic, attempt } = hold.event
-    const advice = error instanceof DeliveryError ? error : undefined
+    const advice = isDatabaseError(error) && error.code === 'DELIVERY_FAILED' ? (error as DeliveryError) : undefined
     const isDead = attempt >= maxAttempts || advice?.isFinal === true
     const delayMs = isDead ? undefined : Math.max(backoff(baseDelayMs, maxDelayMs, attempt), advice?.retryAfterMs ?? 0)
     const text = kept(describeError, error)
@@ -448,7 +451,11 @@ export class OpenRelay implements Relay {
     // Settled meanwhile.
     if (this.#inHand.get(hold.event.id) !== hold || this.#settlements.has(hold.event)) return
     hold.isLost = true
-    hold.stop?.(stopped('The lease was lost, and another process may have the event'))
+    hold.stop?.(
+      new DeliveryError(
+        'The lease was lost, so that another process may have the event: what the handler does counts for nothing.',
+      ),
+    )
   }
 
   async #listen(): Promise<void> {
@@ -505,8 +512,16 @@ function backoff(baseMs: number, longestMs: number, failures: number): number {
   return Math.min(baseMs * 2 ** Math.min(failures - 1, 40), longestMs) * (0.5 + Math.random() / 2)
 }
 
-function stopped(what: string): DeliveryError {
-  return new DeliveryError(`${what}, so the attempt counts as failed. Make the handler quicker, or raise timeoutMs.`)
+function tooSlow(timeoutMs: number): DeliveryError {
+  return new DeliveryError(
+    `The handler did not end within ${timeoutMs} ms, so the attempt has failed. Make it quicker, or raise timeoutMs.`,
+  )
+}
+
+function neverEnded(attempts: number): DeliveryError {
+  return new DeliveryError(
+    `None of ${attempts} attempts came to an end: their processes died, or stood still. See what this event does to them.`,
+  )
 }
 
 const longestText = 2_000
