@@ -12,7 +12,8 @@ import {
 } from 'kysely'
 import type { ReadonlyKysely } from 'kysely/readonly'
 import type { Cache, CacheStats } from './cache/layered-cache.ts'
-import { type CacheRedis, openCache, type OpenCache } from './cache/open-cache.ts'
+import type { Invalidation } from './cache/invalidation-log.ts'
+import { type CacheRedis, type InvalidationJournal, openCache, type OpenCache } from './cache/open-cache.ts'
 import { type CachedOptions, QueryCache } from './cache/query-cache.ts'
 import { type AnyChannel, channelName, encodePayload, type PayloadOf } from './core/channel.ts'
 import {
@@ -537,6 +538,37 @@ export interface PostgresHealth extends ServerHealth {
   readonly pool: PoolStats
 }
 
+/** What those who build on a database need of it beyond its face. */
+export interface DatabaseSeams {
+  readonly logger: Logger
+  /** Runs what goes on behind in the context of whoever asks for this, without the transaction that is open there. */
+  readonly context: () => <T>(work: () => T) => T
+  /** Ends something before the database refuses queries; gives what takes that back. */
+  beforeClose(end: () => Promise<void>): () => void
+  /** Its Redis, where one is configured. */
+  readonly redis: Pick<RedisClient, 'call'> | undefined
+  /** Of what it keeps in Redis. */
+  readonly cacheNamespace: string
+  /** Has what transactions end in the cache written down with them. */
+  keepInvalidations(journal: InvalidationJournal | undefined): void
+  /** Ends what is cached; false when Redis could not be told now. */
+  endCached(what: Invalidation): Promise<boolean>
+}
+
+const seams = new WeakMap<object, DatabaseSeams>()
+
+/** The seams of a database that `createDatabase()` has made; of anything else there are none. */
+export function findSeams(database: object): DatabaseSeams | undefined {
+  return seams.get(database)
+}
+
+/** As {@link findSeams}; `INVALID_ARGUMENT` where there are none. */
+export function seamsOf(database: object, caller: string): DatabaseSeams {
+  const found = findSeams(database)
+  if (found !== undefined) return found
+  throw new DatabaseError('INVALID_ARGUMENT', `${caller} needs a database that createDatabase() has made.`)
+}
+
 /** A moment of a {@link Database}. */
 export interface DatabaseStats extends EngineStats {
   /** Absent where none is configured. */
@@ -831,6 +863,7 @@ class OpenDatabase<DB> implements Database<DB> {
   readonly #queries: QueryCache
   readonly #notifications: Notifications
   readonly #sendNotification: PreparedQuery<{ channel: string; payload: string }, unknown>
+  readonly #endings = new Set<() => Promise<void>>()
   #closing: Promise<void> | undefined
 
   constructor(
@@ -865,6 +898,25 @@ class OpenDatabase<DB> implements Database<DB> {
     engine.events.on('leak', (holder) =>
       config.logger.warn(`a connection has been borrowed for ${describeHolder(holder)}`),
     )
+    seams.set(this, this.#seams())
+  }
+
+  #seams(): DatabaseSeams {
+    const endings = this.#endings
+    return {
+      logger: this.#config.logger,
+      redis: this.#redis,
+      cacheNamespace: this.#config.cache.namespace,
+      context: () => this.#engine.callersContext(),
+      beforeClose(end) {
+        endings.add(end)
+        return () => void endings.delete(end)
+      },
+      keepInvalidations: (journal) => {
+        this.#openCache.journal = journal
+      },
+      endCached: (what) => this.#openCache.end(what),
+    }
   }
 
   /** For repositories, whose reads are sent later than they are asked for. */
@@ -1169,8 +1221,14 @@ class OpenDatabase<DB> implements Database<DB> {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close()
+    this.#closing ??= this.#end()
     return this.#closing
+  }
+
+  async #end(): Promise<void> {
+    // What goes on behind has something to write when it ends.
+    if (this.#endings.size > 0) await Promise.all([...this.#endings].map((end) => end()))
+    await this.#close()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

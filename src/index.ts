@@ -84,6 +84,7 @@ export {
   ConnectionError,
   ConstraintViolationError,
   DatabaseError,
+  DeliveryError,
   errorCatalog,
   isDatabaseError,
   isViolation,
@@ -168,3 +169,32 @@ export type { CreatingRepository, DeletingRepository, FlushResult, UpdatingRepos
 export type { WorkDatabase } from './work/table-facts.ts'
 export type { NewItem, Reference, Referring, WorkItem } from './work/work-item.ts'
 export type { WorkStep } from './work/work-step.ts'
+
+// Work
+export { keepInvalidations } from './work/kept-invalidations.ts'
+export type { KeepInvalidationsOptions } from './work/kept-invalidations.ts'
+export { createOutbox } from './work/outbox.ts'
+export type { DeadLetterOptions, Outbox, OutboxDatabase, OutboxOptions } from './work/outbox.ts'
+export type { EventOf, NewEvent, OutboxEvent, PublishOptions } from './work/outbox-event.ts'
+export type {
+  BatchReport,
+  DeliveryContext,
+  OutboxBatchHandler,
+  OutboxHandler,
+  OutboxSink,
+  Relay,
+  RelayFailure,
+  RelayOptions,
+  RelayStats,
+} from './work/outbox-relay.ts'
+export type { DeadLetter, OutboxStats } from './work/outbox-store.ts'
+export { httpSink } from './work/outbox-http.ts'
+export type { HttpSinkOptions, HttpTarget, SinkHandler } from './work/outbox-http.ts'
+export { clickhouseSink, elasticsearchSink, redisStreamSink } from './work/outbox-sinks.ts'
+export type {
+  BatchSink,
+  ClickhouseOptions,
+  ElasticsearchOptions,
+  RedisCommands,
+  RedisStreamOptions,
+} from './work/outbox-sinks.ts'

@@ -124,12 +124,15 @@ export class Invalidations implements ChannelListener {
 
   /**
    * From now on nothing of it holds here; once this resolves, nowhere that can be reached, or it waits for Redis to come back.
-   * Never rejects. `owner` may have held it. What was reserved takes the place of what it ends, where nobody else has ended
-   * it meanwhile.
+   * Never rejects; false means that it waits, and would be lost with this process. `owner` may have held it. What was reserved
+   * takes the place of what it ends, where nobody else has ended it meanwhile.
    */
-  async invalidate(what: Invalidation, { owner, posts = [] }: Ending = {}): Promise<void> {
+  async invalidate(what: Invalidation, { owner, posts = [] }: Ending = {}): Promise<boolean> {
     this.#target.drop(what, Number.POSITIVE_INFINITY)
-    if (this.#tier === undefined) return this.#endHere(what, posts)
+    if (this.#tier === undefined) {
+      await this.#endHere(what, posts)
+      return true
+    }
     this.log.block(what)
     if (posts.length > 0) await Promise.all(posts.map((post) => this.#target.claim(post)))
     let tick: Tick
@@ -141,9 +144,9 @@ export class Invalidations implements ChannelListener {
       this.log.unblock(what)
     } catch {
       this.#enqueue(what)
-      return
+      return false
     }
-    if (posts.length > 0) await this.#place(this.#tier, posts, tick)
+    return posts.length === 0 || this.#place(this.#tier, posts, tick)
   }
 
   async #endHere(what: Invalidation, posts: readonly Post[]): Promise<void> {
@@ -155,7 +158,7 @@ export class Invalidations implements ChannelListener {
     await Promise.all(untouched.map((post) => this.#target.place(post, clock)))
   }
 
-  async #place(tier: SharedTier, posts: readonly Post[], { clock, floor, changed }: Tick): Promise<void> {
+  async #place(tier: SharedTier, posts: readonly Post[], { clock, floor, changed }: Tick): Promise<boolean> {
     let check = 0
     const failed: string[] = []
     await Promise.all(
@@ -167,13 +170,17 @@ export class Invalidations implements ChannelListener {
         if (!isPlaced) failed.push(post.key)
       }),
     )
-    if (failed.length === 0) return
+    if (failed.length === 0) return true
     // What is there instead may be older than the commit.
     const what = { ...nothing, keys: failed }
-    await tier.invalidate(what).catch(() => {
+    try {
+      await tier.invalidate(what)
+      return true
+    } catch {
       this.log.block(what)
       this.#enqueue(what)
-    })
+      return false
+    }
   }
 
   /**

@@ -33,9 +33,21 @@ export interface CacheObserver extends InvalidationObserver {
   warn(message: string): void
 }
 
+/** Keeps what a transaction ends together with the transaction, so that another process ends it when this one dies first. */
+export interface InvalidationJournal {
+  /** Before the COMMIT of the scope, in it; gives what {@link erase} is called with. Its failure undoes the transaction. */
+  write(what: Invalidation, scope: Scope): Promise<string>
+  /** It has been done. */
+  erase(entry: string): void
+}
+
 /** A cache and what its owner does with it. */
 export interface OpenCache {
   readonly cache: Cache
+  /** Written from now on, where there is one. */
+  journal: InvalidationJournal | undefined
+  /** Ends it everywhere; false when Redis could not be told now. Never rejects. */
+  end(what: Invalidation): Promise<boolean>
   /** Ends what has these tags, with the commit of a transaction if it is in one. Never rejects. */
   invalidateTags(tags: readonly string[], scope?: Scope): Promise<void>
   /** Redis takes commands, for the first time or again. */
@@ -79,7 +91,7 @@ export function openCache(
   const bufferOf = (scope: Scope): TransactionBuffer => {
     const group = groups.get(scope.root) ?? new CommitGroup(loader, invalidations, settings.holdMs)
     groups.set(scope.root, group)
-    const known = buffers.get(scope) ?? new TransactionBuffer(scope, group)
+    const known = buffers.get(scope) ?? new TransactionBuffer(scope, group, open.journal)
     buffers.set(scope, known)
     return known
   }
@@ -108,7 +120,9 @@ export function openCache(
     return queue
   }
   const defaults = { ttlMs: settings.ttlMs, maxTtlMs }
-  return {
+  const open: OpenCache = {
+    journal: undefined,
+    end: (what) => invalidations.invalidate(what),
     cache: new LayeredCache({ loader, invalidations, defaults, transaction, transact, writeBehind }),
     redisIsBack: () => invalidations.drainSoon(),
     async invalidateTags(tags, scope) {
@@ -126,6 +140,7 @@ export function openCache(
       return invalidations.close()
     },
   }
+  return open
 }
 
 /** Outermost transactions in which something was invalidated: what they read is for them alone. */
@@ -135,6 +150,7 @@ const changed = new WeakSet<Scope>()
 class TransactionBuffer implements SurroundingTransaction {
   readonly #scope: Scope
   readonly #group: CommitGroup
+  readonly #journal: InvalidationJournal | undefined
   readonly #keys = new Set<string>()
   readonly #tags = new Set<string>()
   readonly #patterns = new Set<string>()
@@ -142,9 +158,10 @@ class TransactionBuffer implements SurroundingTransaction {
   #all = false
   #isArmed = false
 
-  constructor(scope: Scope, group: CommitGroup) {
+  constructor(scope: Scope, group: CommitGroup, journal: InvalidationJournal | undefined) {
     this.#scope = scope
     this.#group = group
+    this.#journal = journal
   }
 
   get bypassesCache(): boolean {
@@ -186,10 +203,23 @@ class TransactionBuffer implements SurroundingTransaction {
     this.#isArmed = true
     const group = this.#group
     // Of a savepoint that is undone, none of this is ever called.
+    if (this.#journal !== undefined) this.#keep(this.#journal)
     this.#scope.addHook('before', () => group.join(this))
     this.#scope.addHook('commit', () => group.end(true))
     this.#scope.addHook('unknown', () => group.end(false))
     this.#scope.addHook('rollback', () => group.giveUp())
+  }
+
+  #keep(journal: InvalidationJournal): void {
+    const { root } = this.#scope
+    let entry: string | undefined
+    this.#scope.addHook('before', async () => {
+      entry = await journal.write(this.what, root)
+    })
+    this.#scope.addHook('commit', async () => {
+      const isTold = await this.#group.end(true)
+      if (isTold && entry !== undefined) journal.erase(entry)
+    })
   }
 }
 
@@ -201,7 +231,7 @@ class CommitGroup {
   readonly #buffers: TransactionBuffer[] = []
   readonly #holds: { readonly what: Invalidation; readonly owner: string }[] = []
   #posts: readonly Post[] = []
-  #ending: Promise<unknown> | undefined
+  #ending: Promise<boolean> | undefined
 
   constructor(loader: Loader, invalidations: Invalidations, holdMs: number | false) {
     this.#loader = loader
@@ -224,7 +254,8 @@ class CommitGroup {
     return Promise.all(posts.map((post) => this.#loader.reserve(post)))
   }
 
-  end(isCommitted: boolean): Promise<unknown> {
+  /** Gives whether all processes that can be reached have been told. */
+  end(isCommitted: boolean): Promise<boolean> {
     this.#ending ??= this.#end(isCommitted)
     return this.#ending
   }
@@ -233,17 +264,20 @@ class CommitGroup {
   giveUp(): Promise<unknown> | undefined {
     // A savepoint that is undone is not the end.
     if (this.#buffers.length === 0) return undefined
-    this.#ending ??= Promise.all([this.#endHolds(), ...this.#posts.map((post) => this.#loader.release(post))])
+    this.#ending ??= this.#release()
     return this.#ending
   }
 
-  async #end(isCommitted: boolean): Promise<void> {
-    if (this.#holds.length > 0) {
-      await this.#endHolds()
-      return
-    }
+  async #release(): Promise<boolean> {
+    const released = this.#posts.map((post) => this.#loader.release(post))
+    const [areEnded] = await Promise.all([this.#endHolds(), ...released])
+    return areEnded
+  }
+
+  async #end(isCommitted: boolean): Promise<boolean> {
+    if (this.#holds.length > 0) return this.#endHolds()
     const posts = isCommitted ? this.#buffers.flatMap((buffer) => this.#untouched(buffer)) : []
-    await this.#invalidations.invalidate(mergedOf(this.#buffers.map(({ what }) => what)), { posts })
+    return this.#invalidations.invalidate(mergedOf(this.#buffers.map(({ what }) => what)), { posts })
   }
 
   /** Which of the values nothing else in the transaction has ended: which came first is not known of two savepoints. */
@@ -254,7 +288,10 @@ class CommitGroup {
     return buffer.posts.filter((post) => !isEnded(post))
   }
 
-  async #endHolds(): Promise<void> {
-    await Promise.all(this.#holds.map(({ what, owner }) => this.#invalidations.invalidate(what, { owner })))
+  async #endHolds(): Promise<boolean> {
+    const told = await Promise.all(
+      this.#holds.map(({ what, owner }) => this.#invalidations.invalidate(what, { owner })),
+    )
+    return told.every(Boolean)
   }
 }

@@ -4,9 +4,12 @@ import { styleText } from 'node:util'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 import { resolveConfig, type ValueTypes } from '../core/config.ts'
 import { isDatabaseError } from '../core/errors.ts'
+import { createDatabase } from '../database.ts'
 import { createMigrator, type MigrationRun, type MigrationStatus, type Migrator } from '../migrate.ts'
 import { checkTypes, type TypesFileOptions, writeTypes } from '../schema/codegen.ts'
 import { createMigrationFile } from '../schema/migration-files.ts'
+import { ensureOwnTables, type OwnTablesChange, ownTablesSql } from '../schema/own-tables.ts'
+import { ownParts } from '../work/own-parts.ts'
 
 /** What a command found, as text for a person and as a value for a program. */
 interface Outcome {
@@ -57,7 +60,7 @@ type Act = <Arguments extends unknown[]>(
 
 function commandLine(act: Act): Command {
   const program = new Command('kanta')
-    .description('Migrations and generated types for PostgreSQL.')
+    .description('Migrations, generated types, and the tables of kanta itself for PostgreSQL.')
     .version(packageVersion())
     .exitOverride()
     .addHelpText(
@@ -69,7 +72,8 @@ Exit codes: 0 fine, 1 something was found, 2 it could not run.
 Examples:
   $ kanta migrate create add invoices   write an empty migration
   $ kanta migrate up                    apply what is pending
-  $ kanta codegen                       write the types that follow from the migrations`,
+  $ kanta codegen                       write the types that follow from the migrations
+  $ kanta install                       make the tables that outbox and sagas need`,
     )
   const migrate = program.command('migrate').description('Change the schema; without a command, as `up`.')
 
@@ -145,7 +149,37 @@ Examples:
     )
     .addHelpText('after', examples('kanta codegen', 'kanta codegen --check', 'kanta codegen --int8 bigint'))
 
+  program
+    .command('install')
+    .description('Make the tables of kanta itself, in the schema `kanta`: outbox and the like. Safe to repeat.')
+    .option('--sql', 'only write the SQL that makes them where there are none')
+    .option('--json', 'write the result as JSON')
+    .action(
+      act(async ({ sql: onlySql }: { sql?: true }) => {
+        const text = ownTablesSql(ownParts)
+        return onlySql ? { text, json: { sql: text } } : describeInstall(await install())
+      }),
+    )
+    .addHelpText('after', examples('kanta install', 'kanta install --json', 'kanta install --sql > kanta.sql'))
+
   return program
+}
+
+async function install(): Promise<readonly OwnTablesChange[]> {
+  // As migrations do, past a pooler where there is a way.
+  const url = process.env['DATABASE_DIRECT_URL']
+  await using database = await createDatabase<never>({ ...(url ? { postgres: { url } } : {}), redis: false })
+  const changes: OwnTablesChange[] = []
+  for (const part of ownParts) changes.push(await ensureOwnTables(database.db, part))
+  return changes
+}
+
+function describeInstall(changes: readonly OwnTablesChange[]): Outcome {
+  const lines = changes.map(({ part, from, to }) => {
+    const done = from === 0 ? 'installed' : from < to ? `brought from version ${from}` : 'was there'
+    return `${part.padEnd(12)}version ${to}, ${done}`
+  })
+  return { text: lines.join('\n'), json: changes }
 }
 
 /** The same as an option of `createDatabase` and its variable. */

@@ -354,6 +354,16 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
     'This process could not renew its lease on a saga in time; what it does now for that saga is no longer recorded.',
     'Nothing: another process goes on with it. Look for what kept this one, or raise leaseMs.',
   ),
+  EVENT_TOO_LARGE: entry(
+    '',
+    'The payload of an event for the outbox is larger than it may be; nothing was written.',
+    'Store what it tells in a row and publish the key of the row, or raise maxPayloadBytes.',
+  ),
+  DELIVERY_FAILED: entry(
+    'transient',
+    'An event of the outbox could not be delivered where it was to go.',
+    'Look at what the message names; the relay tries again by itself unless the error is final.',
+  ),
 }
 
 /** The stable, literal code of a {@link DatabaseError}. */
@@ -430,6 +440,8 @@ export type ErrorCode =
   | 'SAGA_STEP_REFUSED'
   | 'SAGA_STEP_TIMEOUT'
   | 'SAGA_LEASE_LOST'
+  | 'EVENT_TOO_LARGE'
+  | 'DELIVERY_FAILED'
 
 /** What every {@link DatabaseError} may carry; fields that do not apply are absent. */
 export interface DatabaseErrorInit {
@@ -646,6 +658,36 @@ export class ValidationError extends DatabaseError {
   constructor(message: string, init: DatabaseErrorInit & { issues: readonly ValidationIssue[] }) {
     super('VALIDATION_FAILED', message, init)
     this.issues = init.issues
+  }
+}
+
+/**
+ * An event of the outbox could not be delivered. A handler throws it to say more than that: `isFinal` makes the event a dead letter
+ * at once, `retryAfterMs` is the least time until the next attempt. Its message is kept with the event, so it must not quote the
+ * payload. Code `DELIVERY_FAILED`.
+ *
+ * @example
+ * ```ts
+ * import { DeliveryError } from 'kanta'
+ *
+ * export function assertAccepted(status: number): void {
+ *   if (status === 422) throw new DeliveryError('The mail service refuses the address.', { isFinal: true })
+ *   if (status === 429) throw new DeliveryError('The mail service wants a pause.', { retryAfterMs: 60_000 })
+ * }
+ * ```
+ */
+export class DeliveryError extends DatabaseError {
+  override readonly code = 'DELIVERY_FAILED'
+  readonly isFinal: boolean
+  readonly retryAfterMs: number | undefined
+
+  constructor(
+    message: string,
+    init: DatabaseErrorInit & { readonly isFinal?: boolean; readonly retryAfterMs?: number | undefined } = {},
+  ) {
+    super('DELIVERY_FAILED', message, init)
+    this.isFinal = init.isFinal ?? false
+    this.retryAfterMs = init.retryAfterMs
   }
 }
 

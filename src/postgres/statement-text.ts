@@ -67,6 +67,9 @@ export class StatementTexts {
 
 const nothing: readonly string[] = []
 
+/** Nobody caches what is in the tables of kanta itself, and what they are told of every event would be many messages. */
+const ownTables = 'kanta.'
+
 const identifier = '(?:"(?:[^"]|"")+"|[\\p{L}_][\\p{L}\\p{N}_$]*)'
 const writing = new RegExp(
   `\\b(?:insert\\s+into|update|delete\\s+from|merge\\s+into|truncate(?:\\s+table)?|copy|refresh\\s+materialized\\s+view(?:\\s+concurrently)?)` +
@@ -80,7 +83,7 @@ const writing = new RegExp(
  */
 export function writtenTables(sql: string): readonly string[] {
   const names = [...sql.matchAll(writing)].map(([, name = '']) => name)
-  return names.length === 0 ? nothing : [...new Set(names.map(unquoted))]
+  return names.length === 0 ? nothing : [...new Set(names.map(unquoted))].filter((name) => !name.startsWith(ownTables))
 }
 
 function unquoted(name: string): string {

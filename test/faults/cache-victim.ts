@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { createDatabase } from '../../src/index.ts'
+import { createDatabase, keepInvalidations } from '../../src/index.ts'
 
 /** What it is started with, as JSON in its first argument. */
 export interface VictimOptions {
@@ -10,9 +10,11 @@ export interface VictimOptions {
   readonly redisUrl: string
   readonly namespace: string
   readonly holdMs: number | false
+  /** Writes its invalidations down with their transaction. */
+  readonly isKept?: boolean
 }
 
-const { postgresUrl, redisUrl, namespace, holdMs } = JSON.parse(process.argv[2] ?? '') as VictimOptions
+const { postgresUrl, redisUrl, namespace, holdMs, isKept } = JSON.parse(process.argv[2] ?? '') as VictimOptions
 
 const database = await createDatabase({
   postgres: { url: postgresUrl },
@@ -22,6 +24,7 @@ const database = await createDatabase({
 })
 // A hold needs Redis.
 while (!database.cache.stats().isTrusted) await sleep(5)
+if (isKept === true) await keepInvalidations(database)
 await database.transaction(async () => {
   await database.query(sql`update items set version = 2 where id = 1`)
   // Hooks run in the order in which they came.

@@ -62,9 +62,13 @@ export const faultRows: Readonly<Record<number, FaultRow>> = {
     bar: 'no change of SQL structure',
   },
   27: { fault: 'breaker against a model', bar: 'state equals the model over 1 M steps' },
+  28: { fault: 'soak under everything at once', bar: 'flat heap, handles and backends; no uncaught error' },
   29: {
     fault: 'sagas whose process is killed at each boundary or frozen, and whose server is restarted',
     bar: 'each completed or wholly undone, none forgotten; transactions once, outside effects under one key',
   },
-  28: { fault: 'soak under everything at once', bar: 'flat heap, handles and backends; no uncaught error' },
+  30: {
+    fault: 'publishers and relays of the outbox killed, the server crashed',
+    bar: 'each committed event delivered, none of a rolled-back transaction, order per key kept',
+  },
 }

@@ -22,7 +22,7 @@ describe('insertMany', () => {
     expect(rows[69_999]).toEqual({ id: 70_000, name: 'name 69999' })
     expect(await count(database)).toBe(70_000)
     const inserts = texts.filter((text) => /insert/.test(text))
-    expect(inserts).toHaveLength(14)
+    expect(inserts).toHaveLength(35)
     expect(new Set(inserts).size).toBe(1)
     expect(seen).toEqual(Array.from({ length: 35 }, (_, n) => 2_000 * (n + 1)))
   })

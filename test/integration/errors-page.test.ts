@@ -11,8 +11,10 @@ import { resolveConfig } from '../../src/core/config.ts'
 import { type DatabaseError, errorCatalog, type ErrorCode, isDatabaseError, retryScope } from '../../src/core/errors.ts'
 import {
   createDatabase,
+  createOutbox,
   createSagas,
   type Database,
+  httpSink,
   paginate,
   type PostgresOptions,
   type Saga,
@@ -498,6 +500,16 @@ const provoke: Readonly<Record<ErrorCode, () => Promise<unknown>>> = {
   SAGA_STEP_TIMEOUT: () => reasonOfSignal(() => undefined),
   SAGA_LEASE_LOST: () =>
     reasonOfSignal((id) => admin.query('update kanta.sagas set fence = fence + 1 where id = $1', [id])),
+  EVENT_TOO_LARGE: async () => {
+    const outbox = await createOutbox<{ 'order.paid': string }>(await open(), { maxPayloadBytes: 1_000 })
+    return outbox.publish('order.paid', 'x'.repeat(2_000))
+  },
+  DELIVERY_FAILED: async () => {
+    const deliver = httpSink({ url: `http://127.0.0.1:${await freePort()}/orders` })
+    const event = { id: '7', topic: 'order.paid', key: undefined, payload: 'x', headers: {}, attempt: 1 } as const
+    const { signal } = new AbortController()
+    return deliver({ ...event, publishedAt: new Date() }, { signal, timeoutMs: 1_000 })
+  },
 }
 
 interface OrderSteps {

@@ -17,6 +17,7 @@ test.each([
   ['insert into a values (1); delete from a; update b set n = 1', ['a', 'b']],
   ['select 1 for update', []],
   ['select updated from deletes', []],
+  ['with x as (delete from kanta.outbox returning *) insert into a select * from x', ['a']],
 ])('%s writes %j', (sql, tables) => {
   expect(writtenTables(sql)).toEqual(tables)
 })
