@@ -26,7 +26,8 @@ const firstDay = new Date('2025-07-01T06:00:00Z')
 const lastDay = new Date('2026-06-30T20:00:00Z')
 const day = 86_400_000
 
-type Table = keyof DB & string
+/** What is computed from the others is left out. */
+type Table = Exclude<keyof DB & string, 'product_sales' | 'statistics_refreshes'>
 type DataSet = { readonly [T in Table]: readonly Insertable<DB[T]>[] }
 
 /** How far a seeding has come. */

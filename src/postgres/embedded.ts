@@ -4,7 +4,7 @@ import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Client, type CustomTypesConfig } from 'pg'
-import type { PGlite } from '@electric-sql/pglite'
+import type { PGlite, PGliteOptions } from '@electric-sql/pglite'
 import { describeTarget, type EmbeddedTarget, type Logger } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { ConnectionError } from '../core/errors.ts'
@@ -22,9 +22,9 @@ const sessionWaitMs = 5_000
  */
 export async function openEmbedded(target: EmbeddedTarget, logger: Logger): Promise<ConnectionSource> {
   const description = describeTarget(target)
-  const { createPgConfig, PGlite } = await loadPGlite()
+  const { createPgConfig, extensions, PGlite } = await loadPGlite()
   const folder = target.dataDir === 'memory' ? undefined : lockFolder(target.dataDir)
-  const pglite = await start(PGlite, folder).catch((error: unknown) => {
+  const pglite = await start({ PGlite, extensions }, folder).catch((error: unknown) => {
     folder?.unlock()
     if (error instanceof ConnectionError) throw error
     const advice = 'If another version of PGlite wrote its data, move the folder away'
@@ -103,11 +103,12 @@ async function resetSession(pglite: PGlite, channels: Iterable<string>): Promise
 
 async function loadPGlite() {
   try {
-    const [{ PGlite: Engine }, { createPgConfig }] = await Promise.all([
+    const [{ PGlite: Engine }, { createPgConfig }, { pg_trgm }] = await Promise.all([
       import('@electric-sql/pglite'),
       import('@electric-sql/pglite/node-postgres'),
+      import('@electric-sql/pglite/contrib/pg_trgm'),
     ])
-    return { PGlite: Engine, createPgConfig }
+    return { PGlite: Engine, createPgConfig, extensions: { pg_trgm } }
   } catch (error) {
     throw unavailable(
       'No DATABASE_URL is set and the embedded PostgreSQL is not installed. ' +
@@ -117,11 +118,15 @@ async function loadPGlite() {
   }
 }
 
-type Engine = typeof PGlite
+/** What runs, with the modules that `create extension` finds as it would on a server. */
+interface Engine {
+  readonly PGlite: typeof PGlite
+  readonly extensions: NonNullable<PGliteOptions['extensions']>
+}
 
 /** A new cluster takes seconds to set up and is always the same, so the first one is kept as a file to copy. */
-async function start(Engine: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
-  const place = folder ? { dataDir: folder.path } : {}
+async function start({ PGlite: Engine, extensions }: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
+  const place = { extensions, ...(folder && { dataDir: folder.path }) }
   if (folder?.holdsCluster()) return ready(new Engine(place))
 
   folder?.begin()
