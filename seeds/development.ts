@@ -1,5 +1,6 @@
 import { type Insertable, type Selectable, type Transaction, sql } from 'kysely'
 import type { DB, OrderStatus } from '../src/generated/schema.ts'
+import { SalesStatistics } from '../src/repositories/sales-statistics.ts'
 import type { QuerySource } from '../src/repository/repository.ts'
 import { type Random, seededRandom } from './random.ts'
 import {
@@ -49,7 +50,7 @@ export interface SeedResult {
 /**
  * Fills the reference domain with a shop of some years: the same 2 000 users, 1 200 products, 5 000 orders, and their
  * posts, comments and likes at every run, on every machine. Totals of orders are the sums of their items, and the stock
- * of a product is what they left. All users have the password {@link developmentPassword}; `ada@example.org` is the
+ * of a product is what they left; the statistics are those of all. All users have the password {@link developmentPassword}; `ada@example.org` is the
  * administrator.
  *
  * It is one transaction: all of it is there afterwards, or none. A second run finds the data and writes nothing, also
@@ -101,6 +102,7 @@ export async function seedDevelopment(
     await sql`analyze ${sql.join(tables.map((table) => sql.table(table)))}`.execute(trx)
     return true
   })
+  if (inserted) await new SalesStatistics(database).refreshStatistics()
   return { inserted, rows }
 }
 

@@ -136,8 +136,8 @@ export interface ProductStore {
   findByPrice(page?: PricePage): Promise<Product[]>
   /**
    * Active products in which all words occur, in any of their forms; those come first in whose names they are. Quotes ask for a phrase,
-   * `or` for either, a minus for products without the word. When fewer than three have the words, those follow whose names are similar
-   * to what was typed. Any text is safe; of a text over 500 characters the first 500 count.
+   * `or` for either, a minus for products without the word. When fewer than three have the words, and none of these signs was used,
+   * those follow whose names are similar to what was typed. Any text is safe; of a text over 500 characters the first 500 count.
    */
   search(text: string, options?: SearchOptions): Promise<ProductMatch[]>
   /** Active products that run out, fewest first. */
@@ -207,6 +207,18 @@ export interface StatisticsStore {
   getStatisticsAge(): Promise<StatisticsAge | undefined>
   refreshStatistics(options?: RefreshOptions): Promise<RefreshResult>
 }
+
+const longestSearch = 500
+
+/** What is searched for, out of what was typed; and whether it is words only, which may be misspelled, or says how it is meant. */
+export function searchFor(typed: string): { readonly text: string; readonly isPlain: boolean } {
+  // PostgreSQL has no NUL in texts.
+  const text = typed.slice(0, longestSearch).replaceAll('\0', ' ').trim()
+  return { text, isPlain: !/"|(?:^|\s)-\S|(?:^|\s)or(?:\s|$)/i.test(text) }
+}
+
+/** With fewer matches by words than this, similar names are looked for. */
+export const fewMatches = 3
 
 /** The tree of a category out of its members: each after the one above it, children by their position and name, and each once. */
 export function inTreeOrder(members: Iterable<PlacedCategory>, slug: string): CategoryNode[] {

@@ -36,7 +36,10 @@ const orderColumns = sql`id, user_id as "userId", status, total_minor as "totalM
 /**
  * Parts of a WITH that write run in the order in which they need each other: `placed` needs the verdict, which needs all locked rows;
  * what takes stock and writes items needs `placed`. Where an order of the same key stands in the way, `placed` is empty and nothing
- * is taken. `taken` meets the rows as they are now, not as they were when the statement began, for they are locked.
+ * is taken.
+ *
+ * `taken` counts from what `locked` holds, which is the row as it is now. From `products.stock` it would first count from the row as it
+ * was when the statement began, and meet its CHECK with that, before the server looks whether the row has changed since.
  */
 export function placeOrder({ userId, productIds, quantities, key }: OrderRequest): RawBuilder<Verdict> {
   return sql<Verdict>`
@@ -44,7 +47,7 @@ export function placeOrder({ userId, productIds, quantities, key }: OrderRequest
     known as (select from orders where user_id = ${userId}::uuid and idempotency_key = ${key}::text),
     customer as (select from users where id = ${userId}::uuid and is_active and deleted_at is null),
     locked as materialized (
-      select p.id, p.stock, p.price_minor, p.currency, p.is_active, w.quantity
+      select p.id, p.stock, p.version, p.price_minor, p.currency, p.is_active, w.quantity
       from products p join wanted w on w.product_id = p.id
       where exists (select from customer) and not exists (select from known)
       order by p.id for no key update of p
@@ -72,7 +75,7 @@ export function placeOrder({ userId, productIds, quantities, key }: OrderRequest
     ),
     taken as (
       update products
-      set stock = products.stock - locked.quantity::integer, version = products.version + 1, updated_at = now()
+      set stock = locked.stock - locked.quantity::integer, version = locked.version + 1, updated_at = now()
       from locked cross join placed where products.id = locked.id
     ),
     written as (
@@ -98,7 +101,7 @@ export function changeOrder(id: string, version: number | null, to: OrderStatus)
 export function cancelOrder(id: string, version: number | null): RawBuilder<Order> {
   return sql<Order>`
     with locked as materialized (
-      select p.id, item.quantity from products p join order_items item on item.product_id = p.id
+      select p.id, p.stock, p.version, item.quantity from products p join order_items item on item.product_id = p.id
       where item.order_id = ${id} order by p.id for no key update of p
     ),
     cancelled as (
@@ -109,7 +112,7 @@ export function cancelOrder(id: string, version: number | null): RawBuilder<Orde
     ),
     put_back as (
       update products
-      set stock = products.stock + locked.quantity, version = products.version + 1, updated_at = now()
+      set stock = locked.stock + locked.quantity, version = locked.version + 1, updated_at = now()
       from locked cross join cancelled where products.id = locked.id
     )
     select * from cancelled`

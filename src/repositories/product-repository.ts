@@ -2,16 +2,18 @@ import { type ExpressionBuilder, type SelectQueryBuilder, type SqlBool, sql } fr
 import { jsonArrayFrom } from 'kysely/helpers/postgres'
 import { DatabaseError } from '../core/errors.ts'
 import { InsufficientStockError } from '../domain/errors.ts'
-import type {
-  CataloguePage,
-  LowStockOptions,
-  PricePage,
-  PriceRange,
-  Product,
-  ProductMatch,
-  ProductStore,
-  ProductWithCategories,
-  SearchOptions,
+import {
+  type CataloguePage,
+  fewMatches,
+  type LowStockOptions,
+  type PricePage,
+  type PriceRange,
+  type Product,
+  type ProductMatch,
+  type ProductStore,
+  type ProductWithCategories,
+  searchFor,
+  type SearchOptions,
 } from '../domain/product.ts'
 import type { DB } from '../generated/schema.ts'
 import { type QuerySource, Repository } from '../repository/repository.ts'
@@ -29,10 +31,6 @@ const productColumns = {
   createdAt: 'created_at',
   updatedAt: 'updated_at',
 } as const
-
-/** With fewer matches by words than this, similar names are looked for. */
-const fewMatches = 3
-const longestSearch = 500
 
 /**
  * Products on PostgreSQL.
@@ -116,9 +114,11 @@ export class ProductRepository
   async search(text: string, options: SearchOptions = {}): Promise<ProductMatch[]> {
     const { limit = 20, offset = 0, category, price } = options
     const [rows, skipped] = [this.rowCount('limit', limit), this.rowCount('offset', offset)]
-    const words = this.searchable(text)
+    if (typeof text !== 'string') throw refusal('search takes a text')
+    const { text: words, isPlain } = searchFor(text)
     if (words === '') return []
     this.hasTrigrams ??= await this.askForTrigrams()
+    const isForgiving = isPlain && this.hasTrigrams
 
     const eligible = (product: ExpressionBuilder<DB, 'products'>) =>
       product.and([
@@ -127,7 +127,7 @@ export class ProductRepository
         ...(category === undefined ? [] : [shownBelow(category)]),
       ])
     const asked = sql`websearch_to_tsquery('english', ${words})`
-    const similar = this.hasTrigrams
+    const similar = isForgiving
       ? sql<SqlBool>`${words} <% products.name and (select count(*) from found) < ${sql.lit(fewMatches)}`
       : sql.lit(false)
     return await this.db
@@ -161,7 +161,7 @@ export class ProductRepository
               )
               .select([
                 'products.id',
-                (this.hasTrigrams ? sql<number>`word_similarity(${words}, products.name)` : sql<number>`0`).as('rank'),
+                (isForgiving ? sql<number>`word_similarity(${words}, products.name)` : sql<number>`0`).as('rank'),
                 sql<ProductMatch['match']>`'similar'::text`.as('match'),
               ]),
           ),
@@ -220,12 +220,6 @@ export class ProductRepository
   private onSale(): SelectQueryBuilder<DB, 'products', Product> {
     // Not a parameter: the generic plan of a prepared statement could not use the indexes of active products only.
     return this.select().where('products.is_active', '=', sql.lit(true))
-  }
-
-  private searchable(text: unknown): string {
-    if (typeof text !== 'string') throw refusal('search takes a text')
-    // PostgreSQL has no NUL in texts.
-    return text.slice(0, longestSearch).replaceAll('\0', ' ').trim()
   }
 
   private async askForTrigrams(): Promise<boolean> {

@@ -1,3 +1,4 @@
+import { DatabaseError } from '../core/errors.ts'
 import type { Profile, ProfileValues } from '../domain/user.ts'
 import type { DB, JsonValue } from '../generated/schema.ts'
 import { type QuerySource, Repository } from '../repository/repository.ts'
@@ -18,6 +19,8 @@ const profileColumns = {
   createdAt: 'created_at',
   updatedAt: 'updated_at',
 } as const
+
+const writable: ReadonlySet<string> = new Set<keyof ProfileValues>(['bio', 'location', 'website', 'preferences'])
 
 /** The profiles of users, as part of them. */
 export class ProfileRepository extends Repository<DB, 'user_profiles', OwnedProfile, typeof profileColumns, 'userId'> {
@@ -42,7 +45,14 @@ export class ProfileRepository extends Repository<DB, 'user_profiles', OwnedProf
 type Given = { readonly [Property in keyof ProfileValues]?: Exclude<ProfileValues[Property], undefined> }
 
 function given(values: ProfileValues): Given {
-  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as Given
+  const entries = Object.entries(values).filter(([, value]) => value !== undefined)
+  const unknown = entries.find(([name]) => !writable.has(name))
+  if (unknown === undefined) return Object.fromEntries(entries)
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `user_profiles: ${JSON.stringify(unknown[0].slice(0, 60))} cannot be set; there are ${[...writable].join(', ')}.`,
+    { table: 'user_profiles' },
+  )
 }
 
 function withoutOwner({ userId: _, ...profile }: OwnedProfile): Profile {
