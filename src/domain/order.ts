@@ -102,10 +102,11 @@ export const largestTotalMinor = 2_147_483_647
 
 /** Lines and options as they may come out of a request, told apart and checked: `INVALID_ORDER`, with all that is wrong. */
 export function checkedOrder(
+  userId: string,
   lines: readonly OrderLine[],
   { idempotencyKey }: OrderOptions,
 ): { readonly productIds: string[]; readonly quantities: number[]; readonly key: string | null } {
-  const problems = problemsOf(lines)
+  const problems = typeof userId === 'string' ? problemsOf(lines) : ['userId must be an id', ...problemsOf(lines)]
   const key = idempotencyKey ?? null
   if (key !== null && (typeof key !== 'string' || key.length < 1 || key.length > 200 || key.includes('\0'))) {
     problems.push('idempotencyKey must be text of 1 to 200 characters')

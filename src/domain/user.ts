@@ -148,3 +148,25 @@ export interface UserStore {
   delete(ref: UserRef): Promise<boolean>
   restore(id: string): Promise<User>
 }
+
+const filterNames: ReadonlySet<string> = new Set<keyof UserFilter>([
+  'role',
+  'isActive',
+  'text',
+  'location',
+  'hasProfile',
+  'createdSince',
+  'limit',
+  'after',
+])
+
+/** What is wrong with a filter as it may come out of a request: one that is misspelled must not find everything. */
+export function problemOfFilter(filter: UserFilter): string | undefined {
+  if (typeof filter !== 'object' || filter === null) return 'a filter must be a plain object'
+  const unknown = Object.keys(filter).some((name) => !filterNames.has(name))
+  if (unknown) return `a filter has a name that is none; there are ${[...filterNames].join(', ')}`
+  const isText = [filter.text, filter.location].every((value) => value === undefined || typeof value === 'string')
+  if (!isText) return 'text and location must be strings'
+  const isSwitch = [filter.isActive, filter.hasProfile].every((on) => on === undefined || typeof on === 'boolean')
+  return isSwitch ? undefined : 'isActive and hasProfile must be true or false'
+}

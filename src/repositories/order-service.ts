@@ -82,7 +82,7 @@ export class OrderService implements OrderProcessing {
   }
 
   async createOrder(userId: string, lines: readonly OrderLine[], options: OrderOptions = {}): Promise<OrderWithItems> {
-    const { productIds, quantities, key } = checkedOrder(lines, options)
+    const { productIds, quantities, key } = checkedOrder(userId, lines, options)
     const request = { userId, productIds, quantities, key }
     for (;;) {
       const verdict = await this.#place(request)
@@ -92,6 +92,7 @@ export class OrderService implements OrderProcessing {
       if (existing !== undefined) return existing
       const refusal = refusalOf(userId, verdict)
       if (refusal !== undefined) throw refusal
+      if (key === null) throw notWritten()
       // The order of this key that was in the way is gone by now.
     }
   }
@@ -160,6 +161,14 @@ export class OrderService implements OrderProcessing {
       // It has come to a state from which the change leads in between.
     }
   }
+}
+
+function notWritten(): DatabaseError {
+  return new DatabaseError(
+    'QUERY_FAILED',
+    'orders: the insert gave no row back. Look for a trigger or rule of the table that suppresses it.',
+    { table: 'orders' },
+  )
 }
 
 /** JSON has times as text. */

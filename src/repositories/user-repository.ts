@@ -2,18 +2,19 @@ import { type Expression, type ExpressionBuilder, type SqlBool, sql } from 'kyse
 import { jsonArrayFrom, jsonObjectFrom } from 'kysely/helpers/postgres'
 import { DatabaseError } from '../core/errors.ts'
 import type { PasswordHasher } from '../domain/password-hasher.ts'
-import type {
-  NewUser,
-  ProfileValues,
-  User,
-  UserFilter,
-  UserPage,
-  UserPatch,
-  UserRef,
-  UserStats,
-  UserStore,
-  UserWithPosts,
-  UserWithProfile,
+import {
+  type NewUser,
+  problemOfFilter,
+  type ProfileValues,
+  type User,
+  type UserFilter,
+  type UserPage,
+  type UserPatch,
+  type UserRef,
+  type UserStats,
+  type UserStore,
+  type UserWithPosts,
+  type UserWithProfile,
 } from '../domain/user.ts'
 import type { DB } from '../generated/schema.ts'
 import { type QuerySource, Repository } from '../repository/repository.ts'
@@ -284,32 +285,10 @@ export class UserRepository extends Repository<DB, 'users', User, typeof userCol
   }
 
   private checked(filter: UserFilter): UserFilter {
-    const problem = problemOf(filter)
+    const problem = problemOfFilter(filter)
     if (problem === undefined) return filter
     throw new DatabaseError('INVALID_ARGUMENT', `users: ${problem}.`, { table: 'users' })
   }
-}
-
-const filterNames: ReadonlySet<string> = new Set<keyof UserFilter>([
-  'role',
-  'isActive',
-  'text',
-  'location',
-  'hasProfile',
-  'createdSince',
-  'limit',
-  'after',
-])
-
-/** A filter that is misspelled must not find everything. */
-function problemOf(filter: UserFilter): string | undefined {
-  if (typeof filter !== 'object' || filter === null) return 'a filter must be a plain object'
-  const unknown = Object.keys(filter).some((name) => !filterNames.has(name))
-  if (unknown) return `a filter has a name that is none; there are ${[...filterNames].join(', ')}`
-  const isText = [filter.text, filter.location].every((value) => value === undefined || typeof value === 'string')
-  if (!isText) return 'text and location must be strings'
-  const isSwitch = [filter.isActive, filter.hasProfile].every((on) => on === undefined || typeof on === 'boolean')
-  return isSwitch ? undefined : 'isActive and hasProfile must be true or false'
 }
 
 type OfUser = ExpressionBuilder<DB, 'users'>

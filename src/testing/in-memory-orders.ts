@@ -72,7 +72,7 @@ export class InMemoryOrderService implements OrderProcessing {
   }
 
   async createOrder(userId: string, lines: readonly OrderLine[], options: OrderOptions = {}): Promise<OrderWithItems> {
-    const { productIds, quantities, key } = checkedOrder(lines, options)
+    const { productIds, quantities, key } = checkedOrder(userId, lines, options)
     const quantityOf = new Map<string, number>()
     for (const [index, id] of productIds.map(uuid).entries()) {
       quantityOf.set(id, (quantityOf.get(id) ?? 0) + (quantities[index] ?? 0))

@@ -1,20 +1,21 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
 import type { PasswordHasher } from '../domain/password-hasher.ts'
 import type { Post } from '../domain/post.ts'
-import type {
-  Money,
-  NewUser,
-  Profile,
-  ProfileValues,
-  User,
-  UserFilter,
-  UserPage,
-  UserPatch,
-  UserRef,
-  UserStats,
-  UserStore,
-  UserWithPosts,
-  UserWithProfile,
+import {
+  type Money,
+  type NewUser,
+  problemOfFilter,
+  type Profile,
+  type ProfileValues,
+  type User,
+  type UserFilter,
+  type UserPage,
+  type UserPatch,
+  type UserRef,
+  type UserStats,
+  type UserStore,
+  type UserWithPosts,
+  type UserWithProfile,
 } from '../domain/user.ts'
 import { compareBy, invalidArgument, newestFirst, pageOf, rowCount } from './in-memory-table.ts'
 import type { InMemoryTables, UserRow } from './in-memory-tables.ts'
@@ -200,14 +201,7 @@ export class InMemoryUsers implements UserStore {
   }
 }
 
-/**
- * Hashes that cost nothing, for tests only.
- *
- * @example
- * ```ts
- * const hash = await testPasswordHasher.hash('correct horse battery staple')
- * ```
- */
+/** Hashes that cost nothing, for tests only. */
 export const testPasswordHasher: PasswordHasher = {
   async hash(password) {
     if (typeof password !== 'string' || password === '' || Buffer.byteLength(password) > 1_024) {
@@ -242,14 +236,8 @@ function page(rows: readonly UserRow[], after: UserPage['after'], limit: number)
   return pageOf(rows, (row) => row.createdAt, after && { time: after.createdAt, id: after.id }, limit)
 }
 
-const filterNames = ['role', 'isActive', 'text', 'location', 'hasProfile', 'createdSince', 'limit', 'after']
-
 function checked(filter: UserFilter): UserFilter {
-  const isKnown = Object.keys(filter).every((name) => filterNames.includes(name))
-  if (!isKnown) throw invalidArgument('users', `a filter has a name that is none; there are ${filterNames.join(', ')}`)
-  for (const text of [filter.text, filter.location]) {
-    if (text !== undefined && typeof text !== 'string')
-      throw invalidArgument('users', 'text and location must be strings')
-  }
-  return filter
+  const problem = problemOfFilter(filter)
+  if (problem === undefined) return filter
+  throw invalidArgument('users', problem)
 }

@@ -56,11 +56,17 @@ describe('orders at once', () => {
     const { userIds, productIds } = await openShop(database, 20, rushStocks)
     const before = await booksOf(database)
     const service = new OrderService(database)
+    const repeated: unknown[] = []
+    database.events.on('query', (event) => {
+      if (event.attempts > 1 || event.error !== undefined) repeated.push(event)
+    })
     const rush = rushOf(2_000, productIds, 4)
     const { orders, refusals } = await settle(
       rush.map((lines, index) => service.createOrder(userIds[index % userIds.length] ?? '', lines)),
     )
     for (const refusal of refusals) expect(refusal).toBeInstanceOf(InsufficientStockError)
+    // Not one statement met a deadlock or a constraint, not even one that was repeated without anybody noticing.
+    expect(repeated).toEqual([])
     expect(orders.length + refusals.length).toBe(2_000)
     // Some were refused and many were not, or nothing was contended.
     expect(refusals.length).toBeGreaterThan(200)

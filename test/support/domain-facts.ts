@@ -276,7 +276,7 @@ profiles('a filter finds the users that meet all of it, newest first, page after
 
 profiles('a filter that is none is refused and does not find everything', async (stores) => {
   await stores.users.createUser(ada)
-  for (const filter of [{ rolle: 'admin' }, { password_hash: 'x' }, { text: { $ne: '' } }, { location: 5 }]) {
+  for (const filter of [{ rolle: 'admin' }, { password_hash: 'x' }, { text: { $ne: '' } }, { isActive: 'yes' }]) {
     await refused(stores.users.findManyWithProfiles(filter as object), { code: 'INVALID_ARGUMENT' })
   }
 })
@@ -820,6 +820,7 @@ orders('what makes no order is refused with all that is wrong', async (stores) =
   const place = (lines: unknown, options = {}): Promise<unknown> =>
     stores.orderService.createOrder(user.id, lines as never, options)
   await refused(place([]), { name: 'InvalidOrderError', code: 'INVALID_ORDER' })
+  await refused(stores.orderService.createOrder(null as unknown as string, []), { problems: { length: 2 } })
   await refused(place('x'), { code: 'INVALID_ORDER' })
   await refused(place(Array(2)), { code: 'INVALID_ORDER', problems: { length: 4 } })
   for (const quantity of [0, -1, 1.5, Number.NaN, '1', null, 2 ** 53]) {
