@@ -90,6 +90,8 @@ const ourTables: Readonly<Record<OurTable, true>> = {
   posts: true,
   comments: true,
   likes: true,
+  product_sales: true,
+  statistics_refreshes: true,
 }
 
 async function main(): Promise<void> {

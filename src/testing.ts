@@ -23,3 +23,4 @@ export {
 export { factory, type Factory, type FactoryOptions, type FactorySource, type Sequence } from './testing/factory.ts'
 export { type DomainFactories, factories, testPassword } from './testing/domain-factories.ts'
 export { cacheClock, type CacheClock } from './testing/cache-clock.ts'
+export { type InMemoryDomain, inMemoryDomain, type InMemoryDomainOptions } from './testing/in-memory-domain.ts'

@@ -12,6 +12,8 @@ export type Generated<T> = T extends ColumnType<infer S, infer I, infer U>
   ? ColumnType<S, I | undefined, U>
   : ColumnType<T, T | undefined, T>
 
+export type Int8 = ColumnType<string, bigint | number | string, bigint | number | string>
+
 export type Json = JsonValue
 
 export type JsonArray = JsonValue[]
@@ -23,6 +25,8 @@ export type JsonObject = {
 export type JsonPrimitive = boolean | number | string | null
 
 export type JsonValue = JsonArray | JsonObject | JsonPrimitive
+
+export type Numeric = ColumnType<string, number | string, number | string>
 
 export type OrderStatus = 'cancelled' | 'delivered' | 'paid' | 'pending' | 'shipped'
 
@@ -77,6 +81,8 @@ export interface Orders {
   /** ISO 4217, for instance EUR; the same for all items. */
   currency: Generated<string>
   id: Generated<string>
+  /** What the client calls this order: a repeated request with the same key finds the order instead of making another. */
+  idempotency_key: string | null
   status: Generated<OrderStatus>
   /** The sum of the items in the smallest unit of the currency; written in the transaction that writes the items. */
   total_minor: number
@@ -132,6 +138,24 @@ export interface Products {
   version: Generated<number>
 }
 
+/** What was sold of each product, without cancelled orders, as of the last refresh. */
+export interface ProductSales {
+  currency: GeneratedAlways<string | null>
+  last_ordered_at: GeneratedAlways<Timestamp | null>
+  orders: GeneratedAlways<Int8 | null>
+  pieces: GeneratedAlways<Int8 | null>
+  product_id: GeneratedAlways<string | null>
+  revenue_minor: GeneratedAlways<Numeric | null>
+}
+
+/** When each materialized view was refreshed for the last time. */
+export interface StatisticsRefreshes {
+  duration_ms: number
+  /** The server's time just before the refresh: what was committed until then is in it. */
+  refreshed_at: Timestamp
+  view_name: string
+}
+
 /** What a user tells about themselves; at most one row for each user. */
 export interface UserProfiles {
   bio: string | null
@@ -174,7 +198,9 @@ export interface DB {
   orders: Orders
   posts: Posts
   product_categories: ProductCategories
+  product_sales: ProductSales
   products: Products
+  statistics_refreshes: StatisticsRefreshes
   user_profiles: UserProfiles
   users: Users
 }
@@ -201,6 +227,8 @@ export type ConstraintName =
   | 'order_items_quantity_check'
   | 'order_items_unit_price_minor_check'
   | 'orders_currency_check'
+  | 'orders_idempotency_key_check'
+  | 'orders_idempotency_key_key'
   | 'orders_pkey'
   | 'orders_total_minor_check'
   | 'orders_user_id_fkey'
@@ -213,6 +241,7 @@ export type ConstraintName =
   | 'product_categories_category_id_fkey'
   | 'product_categories_pkey'
   | 'product_categories_product_id_fkey'
+  | 'product_sales_key'
   | 'products_currency_check'
   | 'products_description_check'
   | 'products_name_check'
@@ -222,6 +251,8 @@ export type ConstraintName =
   | 'products_sku_key'
   | 'products_stock_check'
   | 'products_version_check'
+  | 'statistics_refreshes_duration_ms_check'
+  | 'statistics_refreshes_pkey'
   | 'user_profiles_bio_check'
   | 'user_profiles_location_check'
   | 'user_profiles_pkey'

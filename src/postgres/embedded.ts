@@ -4,7 +4,7 @@ import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Client, type CustomTypesConfig } from 'pg'
-import type { PGlite } from '@electric-sql/pglite'
+import type { PGlite, PGliteOptions } from '@electric-sql/pglite'
 import { describeTarget, type EmbeddedTarget, type Logger } from '../core/config.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { ConnectionError } from '../core/errors.ts'
@@ -36,9 +36,12 @@ export async function openEmbedded(
   snapshot?: ClusterSnapshot,
 ): Promise<EmbeddedSource> {
   const description = describeTarget(target)
-  const { createPgConfig, PGlite } = await loadPGlite()
+  const { createPgConfig, extensions, PGlite } = await loadPGlite()
   const folder = target.dataDir === 'memory' ? undefined : lockFolder(target.dataDir)
-  const starting = snapshot === undefined ? start(PGlite, folder) : ready(new PGlite({ loadDataDir: snapshot }))
+  const starting =
+    snapshot === undefined
+      ? start({ PGlite, extensions }, folder)
+      : ready(new PGlite({ extensions, loadDataDir: snapshot }))
   const pglite = await starting.catch((error: unknown) => {
     folder?.unlock()
     if (error instanceof ConnectionError) throw error
@@ -120,11 +123,12 @@ async function resetSession(pglite: PGlite, channels: Iterable<string>): Promise
 
 async function loadPGlite() {
   try {
-    const [{ PGlite: Engine }, { createPgConfig }] = await Promise.all([
+    const [{ PGlite: Engine }, { createPgConfig }, { pg_trgm }] = await Promise.all([
       import('@electric-sql/pglite'),
       import('@electric-sql/pglite/node-postgres'),
+      import('@electric-sql/pglite/contrib/pg_trgm'),
     ])
-    return { PGlite: Engine, createPgConfig }
+    return { PGlite: Engine, createPgConfig, extensions: { pg_trgm } }
   } catch (error) {
     throw unavailable(
       'No DATABASE_URL is set and the embedded PostgreSQL is not installed. ' +
@@ -134,11 +138,15 @@ async function loadPGlite() {
   }
 }
 
-type Engine = typeof PGlite
+/** What runs, with the modules that `create extension` finds as it would on a server. */
+interface Engine {
+  readonly PGlite: typeof PGlite
+  readonly extensions: NonNullable<PGliteOptions['extensions']>
+}
 
 /** A new cluster takes seconds to set up and is always the same, so the first one is kept as a file to copy. */
-async function start(Engine: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
-  const place = folder ? { dataDir: folder.path } : {}
+async function start({ PGlite: Engine, extensions }: Engine, folder: LockedFolder | undefined): Promise<PGlite> {
+  const place = { extensions, ...(folder && { dataDir: folder.path }) }
   if (folder?.holdsCluster()) return ready(new Engine(place))
 
   folder?.begin()

@@ -43,10 +43,10 @@ export type ColumnMap<DB, Table extends keyof DB, Entity> = {
  * } as const
  * ```
  */
-export interface PropertyMapping<Column extends string, Stored, Value> {
+export interface PropertyMapping<Column extends string, Stored, Value, Written = Stored> {
   readonly column: Column
   readonly fromColumn: (stored: Stored) => Value
-  readonly toColumn: (value: Value) => Stored
+  readonly toColumn: (value: Value) => Written
 }
 
 /** What each property of an entity is mapped to. */

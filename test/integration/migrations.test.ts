@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -66,7 +66,8 @@ async function fingerprint(client: Client): Promise<string[]> {
         where attnum > 0 and not attisdropped
       union all select format('constraint %s %s %s', name, conname, pg_get_constraintdef(k.oid)) from tables t join pg_constraint k on conrelid = t.oid
       union all select pg_get_indexdef(indexrelid) from tables t join pg_index on indrelid = t.oid
-      union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'public'::regnamespace
+      union all select pg_get_functiondef(p.oid) from pg_proc p where pronamespace = 'public'::regnamespace
+        and not exists (select from pg_depend where classid = 'pg_proc'::regclass and objid = p.oid and deptype = 'e')
       union all select format('type %s %s', enumtypid::regtype, string_agg(enumlabel, ',' order by enumsortorder)) from pg_enum group by enumtypid
       union all select format('comment %s %s', name, obj_description(oid, 'pg_class')) from tables
     ) as everything(line) order by line collate "C"`)
@@ -490,13 +491,8 @@ test('every table has a comment, and every constraint a name of ours', async () 
     "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r' and relname <> 'pgmigrations' and obj_description(oid, 'pg_class') is null",
   )
   expect(tables).toEqual([])
-  const sql = (
-    await Promise.all(
-      ['0002_users', '0003_catalogue', '0004_orders', '0005_posts'].map((name) =>
-        readFile(`migrations/${name}.sql`, 'utf8'),
-      ),
-    )
-  ).join('\n')
+  const files = (await readdir('migrations')).map((name) => readFile(`migrations/${name}`, 'utf8'))
+  const sql = (await Promise.all(files)).join('\n')
   const { rows } = await client.query<{ name: string }>(
     "select conname as name from pg_constraint where connamespace = 'public'::regnamespace and contype <> 'n' and conrelid <> 'pgmigrations'::regclass",
   )
