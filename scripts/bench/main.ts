@@ -24,6 +24,7 @@ import {
 } from './measure.ts'
 import { type BenchOptions, help, parseOptions, UsageError } from './options.ts'
 import { contenderVersions, installPeers } from './peers.ts'
+import { measureOrders } from './orders.ts'
 import { openPgbench, type Pgbench } from './pgbench.ts'
 import { openProgress, type Progress } from './progress.ts'
 import { measureReplicaReads } from './replica-reads.ts'
@@ -135,6 +136,15 @@ async function measureAll(
         ? await tryDuels(
             'units of work',
             async (rounds) => [await measureWork(server.url, rounds)],
+            options,
+            remarks,
+            progress,
+          )
+        : []),
+      ...(options.parts.has('orders')
+        ? await tryDuels(
+            'orders',
+            async (rounds) => [await measureOrders(server.url, connections, rounds)],
             options,
             remarks,
             progress,

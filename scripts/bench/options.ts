@@ -4,7 +4,7 @@ import { targets } from './targets.ts'
 import { workloads } from './workloads.ts'
 
 /** What is measured beside the workloads. */
-const extras = ['curve', 'stream', 'bulk', 'repository', 'work', 'cache', 'replicas', 'import'] as const
+const extras = ['curve', 'stream', 'bulk', 'repository', 'work', 'orders', 'cache', 'replicas', 'import'] as const
 
 /** Everything that `--only` knows. */
 const parts: readonly string[] = [...workloads.map(({ name }) => name), ...extras]
@@ -55,6 +55,7 @@ export function parseOptions(args: readonly string[]): BenchOptions | undefined 
     'bulk',
     'repository',
     'work',
+    'orders',
     'cache',
     ...targets.flatMap(({ part, contender, against }) => [part, contender, against]),
   ])
