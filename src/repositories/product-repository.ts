@@ -180,6 +180,7 @@ export class ProductRepository
       .execute()
   }
 
+  /** Looks at all active products: an index on the stock would make each sale dearer, and this list is asked for rarely. */
   async findLowStock({ below = 5, limit = 50 }: LowStockOptions = {}): Promise<Product[]> {
     return await this.onSale()
       .where('products.stock', '<', this.rowCount('below', below))
