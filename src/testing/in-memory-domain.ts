@@ -37,6 +37,16 @@ export interface InMemoryDomain {
  *
  * What is different: there are no transactions, each call is all or nothing by itself. Texts are ordered by their code units, as in the
  * collation `C`. Search knows a few English endings instead of a dictionary.
+ *
+ * @example
+ * ```ts
+ * import assert from 'node:assert/strict'
+ * import { inMemoryDomain } from 'kanta/testing'
+ *
+ * const { users } = inMemoryDomain()
+ * const ada = await users.createUser({ email: 'ada@example.org', username: 'ada', name: 'Ada', password: 'a long enough secret' })
+ * assert.deepEqual(await users.findByEmail('ADA@example.org'), ada)
+ * ```
  */
 export function inMemoryDomain(options: InMemoryDomainOptions = {}): InMemoryDomain {
   const tables = new InMemoryTables(options.now ?? (() => new Date()))

@@ -49,10 +49,11 @@ test('the service of the documentation sells, declines, shows its catalogue and 
   const make = factories(database)
   const user = await make.users.create()
   const product = await make.products.create({ stock: 3, price_minor: 500 })
-  for (let n = 0; n < 25; n += 1) await make.posts.create({ author_id: user.id, published_at: new Date(2026, 0, 1 + n) })
+  for (let n = 0; n < 25; n += 1)
+    await make.posts.create({ author_id: user.id, published_at: new Date(2026, 0, 1 + n) })
 
-  const { openShop } = await theProgram()
-  await using shop = await openShop(bank, {
+  const program = await theProgram()
+  await using shop = await program.openShop(bank, {
     postgres: { url, password: 'for the cursors' },
     redis: false,
     logger: { info: () => undefined, warn: () => undefined },
