@@ -94,13 +94,13 @@ describe('insertMany', () => {
   test('of a source that fails half way nothing is written, and the error says where it was', async () => {
     await using database = await open()
     const failing = async function* () {
-      yield* named(12_000)
+      yield* named(11_000)
       throw new Error('the file is broken')
     }
     const failed = database.insertMany('things', failing())
     await expect(failed).rejects.toMatchObject({
       code: 'BULK_SOURCE_FAILED',
-      message: 'insert into things: The source of the rows failed after row 12000. Nothing was written.',
+      message: 'insert into things: The source of the rows failed after row 11000. Nothing was written.',
       cause: { message: 'the file is broken' },
     })
     expect(await count(database)).toBe(0)

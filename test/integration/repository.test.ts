@@ -392,7 +392,7 @@ describe('many rows', () => {
     const statements = await statementsOf(database, async () => {
       created = await articles.createMany(values)
     })
-    expect(statements.filter((text) => text.includes('insert')).length).toBeLessThanOrEqual(3)
+    expect(statements.filter((text) => text.includes('insert')).length).toBeLessThanOrEqual(5)
     expect(created.map(({ title }) => title)).toEqual(values.map(({ title }) => title))
     expect(created[7]).toEqual(await articles.getById(created[7]?.id ?? 0))
     expect(await articles.createMany([])).toEqual([])
