@@ -1,6 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
-import { execFile } from 'node:child_process'
-import { promisify } from 'node:util'
+import { spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
 import { describe, expect, test } from 'vitest'
 import {
   InsufficientStockError,
@@ -83,12 +83,16 @@ describe('orders at once', () => {
     const database = closeAfterTest(await createDatabase<DB>({ postgres: { url }, redis: false }))
     await openShop(database, 20, [100, 150, 200, 2_000, ...Array.from({ length: 16 }, () => 400)])
     const before = await booksOf(database)
-    const run = promisify(execFile)
-    const processes = [1, 2].map((seed) =>
-      run(process.execPath, ['test/support/order-rush.ts', url, String(seed), '400']),
+    const sellers = [1, 2].map((seed) =>
+      spawn(process.execPath, ['test/support/order-rush.ts', url, String(seed), '400'], {
+        stdio: ['pipe', 'pipe', 'inherit'],
+      }),
     )
-    const counts = (await Promise.all(processes)).map(({ stdout }) => Number(stdout))
-    expect(Math.min(...counts)).toBeGreaterThan(50)
+    const outputs = sellers.map((seller) => createInterface(seller.stdout)[Symbol.asyncIterator]())
+    await Promise.all(outputs.map((lines) => lines.next()))
+    for (const seller of sellers) seller.stdin.write('sell\n')
+    const counts = (await Promise.all(outputs.map((lines) => lines.next()))).map(({ value }) => Number(value))
+    expect(Math.min(...counts)).toBeGreaterThan(0)
     expect(await new OrderRepository(database).count()).toBe((counts[0] ?? 0) + (counts[1] ?? 0))
     await expectTrueBooks(database, before)
   })

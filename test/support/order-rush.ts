@@ -1,5 +1,9 @@
-/** One of several processes that sell the same products: `node order-rush.ts <database url> <seed> <count>`. Prints how many orders it made. */
+/**
+ * One of several processes that sell the same products: `node order-rush.ts <database url> <seed> <count>`. Says when it is ready, sells when it is
+ * told to, and prints how many orders it made.
+ */
 
+import { once } from 'node:events'
 import { createDatabase } from '../../src/database.ts'
 import type { DB } from '../../src/generated/schema.ts'
 import { InsufficientStockError, OrderService } from '../../src/domain.ts'
@@ -16,6 +20,9 @@ const rush = rushOf(
   4,
   Number(seed),
 )
+// All processes begin together, whoever was ready first.
+console.log('ready')
+await once(process.stdin, 'data')
 const results = await Promise.allSettled(
   rush.map((lines, index) => service.createOrder(users[index % users.length]?.id ?? '', lines)),
 )
@@ -23,3 +30,4 @@ for (const result of results) {
   if (result.status === 'rejected' && !(result.reason instanceof InsufficientStockError)) throw result.reason
 }
 console.log(results.filter(({ status }) => status === 'fulfilled').length)
+process.stdin.destroy()
