@@ -671,7 +671,8 @@ export abstract class Repository<
   private alive(): Expression<SqlBool>[] {
     const { deletedAt } = this.definition
     if (deletedAt === undefined || this.seesDeleted) return []
-    return [sql<SqlBool>`${this.map.reference(deletedAt)} is null`]
+    // As Kysely's own condition, in which the cache sees that it looks at no other row.
+    return [expressionBuilder()(this.map.reference(deletedAt), 'is', null)]
   }
 
   private keyOf(id: unknown): readonly unknown[] {

@@ -138,6 +138,8 @@ export class RowMap {
   readonly table: string
   readonly #columns: ReadonlyMap<string, MappedColumn>
   readonly #mapped: readonly (readonly [property: string, mapping: AnyMapping])[]
+  /** Properties are called as their columns are. */
+  readonly #hasSameNames: boolean
 
   constructor(table: string, columns: Readonly<Record<string, string | AnyMapping>>) {
     this.table = table
@@ -147,6 +149,7 @@ export class RowMap {
         typeof column === 'string' ? { column, mapping: undefined } : { column: column.column, mapping: column },
       ]),
     )
+    this.#hasSameNames = [...this.#columns].every(([property, { column }]) => property === column)
     this.#mapped = [...this.#columns].flatMap(([property, { mapping }]) => (mapping ? [[property, mapping]] : []))
   }
 
@@ -195,9 +198,10 @@ export class RowMap {
 
   /** The columns of given properties. One that is `undefined` is left out. */
   toRow(values: object, call: string): Record<string, unknown> {
-    const given = entries(values, () => this.refusal(`${call} takes a plain object`))
+    if (!isPlain(values)) throw this.refusal(`${call} takes a plain object`)
     const row: Record<string, unknown> = {}
-    for (const [property, value] of given) {
+    for (const property of Object.keys(values)) {
+      const value = (values as Record<string, unknown>)[property]
       const { column, mapping } = this.#found(property)
       if (bringsSql(value)) {
         throw this.refusal(`${property} must be a value; SQL expressions belong in a query on db`, property)
@@ -216,8 +220,9 @@ export class RowMap {
     return row
   }
 
-  /** An entity out of a row whose properties are the columns. */
+  /** An entity out of a row whose properties are the columns, and no others. */
   fromColumns(row: Record<string, unknown>): Record<string, unknown> {
+    if (this.#hasSameNames) return this.toEntity(row)
     const entity: Record<string, unknown> = {}
     for (const [property, { column }] of this.#columns) entity[property] = row[column]
     return this.toEntity(entity)
@@ -249,10 +254,14 @@ export class RowMap {
  * class instance with getters, would be none at all.
  */
 export function entries(object: unknown, refusal: () => DatabaseError): [string, unknown][] {
-  if (typeof object !== 'object' || object === null) throw refusal()
-  const prototype: unknown = Object.getPrototypeOf(object)
-  if (prototype !== null && prototype !== Object.prototype) throw refusal()
+  if (!isPlain(object)) throw refusal()
   return Object.entries(object)
+}
+
+function isPlain(object: unknown): object is object {
+  if (typeof object !== 'object' || object === null) return false
+  const prototype: unknown = Object.getPrototypeOf(object)
+  return prototype === null || prototype === Object.prototype
 }
 
 function isThere(value: unknown): boolean {

@@ -269,6 +269,20 @@ describe('reads by key', () => {
   })
 })
 
+test('a cached row stays while others are written, and ends when it is deleted and when it is restored', async () => {
+  const { database } = await withArticles(3)
+  const articles = new Articles(database, { ttlMs: 60_000 })
+  await Promise.all([articles.getById(1), articles.getById(2)])
+  await articles.update(2, { title: 'Other' })
+  expect(await statementsOf(database, () => articles.getById(1))).toEqual([])
+  expect((await articles.getById(1)).price).toBeNull()
+  expect((await articles.getById(2)).price).toEqual(new Money(100))
+  await articles.delete(1)
+  expect(await articles.findById(1)).toBeUndefined()
+  await articles.restore(1)
+  expect(await articles.findById(1)).toMatchObject({ id: 1, version: 3 })
+})
+
 describe('loadMany', () => {
   test('gives each parent its rows, in order and no more than asked for, in one statement', async () => {
     const { database, articles } = await withArticles(60)
