@@ -148,8 +148,11 @@ export class OrderService implements OrderProcessing {
   async #change(ref: OrderRef, to: OrderStatus): Promise<Order> {
     const { id, version = null } = typeof ref === 'object' && ref !== null ? ref : { id: ref }
     for (let attempt = 1; ; attempt++) {
-      const statement = to === 'cancelled' ? cancelOrder(id, version) : changeOrder(id, version, to)
-      const [changed] = await this.#inTurn(statement)
+      // What takes no stock waits for nobody who does.
+      const [changed] =
+        to === 'cancelled'
+          ? await this.#inTurn(cancelOrder(id, version))
+          : (await changeOrder(id, version, to).execute(this.#db)).rows
       if (changed !== undefined) return changed
       if (to === 'cancelled') {
         const order = await this.#orders.getById(id)

@@ -246,6 +246,20 @@ describe('an order', () => {
     }
   })
 
+  test('is paid while others wait for stock', async () => {
+    const { database, service, shop, userId } = await open()
+    const [productId = ''] = shop.productIds
+    const narrow = new OrderService(database, { maxConcurrent: 1 })
+    const order = await narrow.createOrder(userId, [{ productId, quantity: 1 }])
+    let waiting: Promise<unknown> | undefined
+    await database.transaction(async () => {
+      await service.createOrder(userId, [{ productId, quantity: 1 }])
+      waiting = outside(() => narrow.createOrder(userId, [{ productId, quantity: 1 }]))
+      expect(await outside(() => narrow.payOrder(order))).toMatchObject({ status: 'paid' })
+    })
+    await waiting
+  })
+
   test('inside a transaction waits for nobody’s turn, who may wait for its locks', async () => {
     const { database, shop, userId } = await open()
     const service = new OrderService(database, { maxConcurrent: 1 })
