@@ -207,7 +207,7 @@ export class InMemoryCategories implements CategoryStore {
     const { categories, products, shownIn } = this.#tables
     const [category, product] = [categories.find(categoryId), products.find(productId)]
     if (category === undefined || product === undefined) {
-      const missing = category === undefined ? 'category' : 'product'
+      const missing = product === undefined ? 'product' : 'category'
       throw violation('FOREIGN_KEY_VIOLATION', 'product_categories', `product_categories_${missing}_id_fkey`)
     }
     shownIn.set(product.id, (shownIn.get(product.id) ?? new Set()).add(category.id))

@@ -508,7 +508,12 @@ search('quotes ask for a phrase, or for either, a minus for products without the
   const { find } = await shelf(stores)
   expect(await find('"copper kettle"')).toEqual(['Copper Kettle'])
   expect((await find('copper or cup')).toSorted()).toEqual(['Coffee Cup', 'Copper Kettle'])
-  expect(await find('kettle -copper')).toEqual(['Reading Lamp'])
+  for (const text of ['kettle -copper', 'kettle - copper', 'kettle (-copper)', 'kettle -"copper kettle"']) {
+    expect(await find(text)).toEqual(['Reading Lamp'])
+  }
+  // Wherever the word is.
+  expect(await find('cup -holds')).toEqual([])
+  expect(await find('-kettle')).toEqual(['Coffee Cup'])
 })
 
 search('typing errors are forgiven where words find too little', async (stores) => {
