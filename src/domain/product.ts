@@ -52,6 +52,7 @@ export interface Category {
 export interface PlacedCategory extends Category {
   /** The place among the children of one parent; of equal ones the name decides. */
   readonly position: number
+  readonly updatedAt: Date
 }
 
 export interface NewCategory {

@@ -111,7 +111,7 @@ function categoriesTable(now: () => Date, exists: (id: string) => boolean): InMe
   return new InMemoryTable<PlacedCategory>(
     {
       table: 'categories',
-      kept: ['id'],
+      kept: ['id', 'updatedAt'],
       defaults: { parentId: null, slug: undefined, name: undefined, position: 0 },
       nullable: ['parentId'],
       integers: ['position'],

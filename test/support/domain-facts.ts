@@ -1,5 +1,6 @@
 /** What holds for the stores of the domain, wherever they keep their rows. */
 
+import { setTimeout as delay } from 'node:timers/promises'
 import { expect } from 'vitest'
 import type { NewPost, NewProduct, NewUser, OrderWithItems, Product, User } from '../../src/domain.ts'
 import type { InMemoryDomain } from '../../src/testing/in-memory-domain.ts'
@@ -430,6 +431,14 @@ catalogue('a category has a slug of its own, a parent that exists, and is not it
     constraint: 'categories_parent_check',
   })
   await refused(stores.categories.create({ slug: 'No Slug', name: 'X' }), { constraint: 'categories_slug_check' })
+})
+
+catalogue('a category knows when it was changed', async (stores) => {
+  const { pots } = await tree(stores)
+  await delay(5)
+  const changed = await stores.categories.update(pots.id, { name: 'Pots and pans' })
+  expect(changed.updatedAt.getTime()).toBeGreaterThan(pots.updatedAt.getTime())
+  expect(await stores.categories.findBySlug('pots')).toEqual(changed)
 })
 
 catalogue('pages of products come by name with their categories, from a category and below it', async (stores) => {
