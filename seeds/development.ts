@@ -100,9 +100,9 @@ export async function seedDevelopment(
     // The embedded PostgreSQL has no autovacuum, and on a server the first queries come before it: without statistics
     // they would get the plans of empty tables.
     await sql`analyze ${sql.join(tables.map((table) => sql.table(table)))}`.execute(trx)
+    await new SalesStatistics({ db: trx }).refreshStatistics()
     return true
   })
-  if (inserted) await new SalesStatistics(database).refreshStatistics()
   return { inserted, rows }
 }
 

@@ -52,6 +52,7 @@ export interface Category {
 export interface PlacedCategory extends Category {
   /** The place among the children of one parent; of equal ones the name decides. */
   readonly position: number
+  readonly updatedAt: Date
 }
 
 export interface NewCategory {
@@ -210,11 +211,14 @@ export interface StatisticsStore {
 
 const longestSearch = 500
 
+/** As the server takes it: where a word may begin, also with spaces behind it. */
+const minus = /(?:^|[\s!&|()])-[\s!&|()-]*[^\s!&|()-]/
+
 /** What is searched for, out of what was typed; and whether it is words only, which may be misspelled, or says how it is meant. */
 export function searchFor(typed: string): { readonly text: string; readonly isPlain: boolean } {
   // PostgreSQL has no NUL in texts.
   const text = typed.slice(0, longestSearch).replaceAll('\0', ' ').trim()
-  return { text, isPlain: !/"|(?:^|\s)-\S|(?:^|\s)or(?:\s|$)/i.test(text) }
+  return { text, isPlain: !(minus.test(text) || /"|(?:^|\s)or(?:\s|$)/i.test(text)) }
 }
 
 /** With fewer matches by words than this, similar names are looked for. */

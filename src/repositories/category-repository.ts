@@ -4,7 +4,14 @@ import type { DB } from '../generated/schema.ts'
 import type { QuerySource } from '../repository/query-source.ts'
 import { Repository } from '../repository/repository.ts'
 
-const categoryColumns = { id: 'id', parentId: 'parent_id', slug: 'slug', name: 'name', position: 'position' } as const
+const categoryColumns = {
+  id: 'id',
+  parentId: 'parent_id',
+  slug: 'slug',
+  name: 'name',
+  position: 'position',
+  updatedAt: 'updated_at',
+} as const
 
 /**
  * The tree of categories on PostgreSQL.
@@ -24,7 +31,7 @@ export class CategoryRepository
   implements CategoryStore
 {
   constructor(database: QuerySource<DB>) {
-    super(database, { table: 'categories', columns: categoryColumns })
+    super(database, { table: 'categories', columns: categoryColumns, updatedAt: 'updatedAt' })
   }
 
   findBySlug(slug: string): Promise<PlacedCategory | undefined> {
@@ -36,12 +43,12 @@ export class CategoryRepository
     // UNION, and no depth in it: were the tree ever bent into a ring, the recursion would still end.
     const { rows } = await sql<PlacedCategory>`
       with recursive below as (
-        select id, parent_id, slug, name, position from categories where slug = ${slug}
+        select id, parent_id, slug, name, position, updated_at from categories where slug = ${slug}
         union
-        select child.id, child.parent_id, child.slug, child.name, child.position
+        select child.id, child.parent_id, child.slug, child.name, child.position, child.updated_at
           from categories as child join below on child.parent_id = below.id
       )
-      select id, parent_id as "parentId", slug, name, position from below`.execute(this.db)
+      select id, parent_id as "parentId", slug, name, position, updated_at as "updatedAt" from below`.execute(this.db)
     return inTreeOrder(rows, slug)
   }
 

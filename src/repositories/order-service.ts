@@ -84,7 +84,7 @@ export class OrderService implements OrderProcessing {
   async createOrder(userId: string, lines: readonly OrderLine[], options: OrderOptions = {}): Promise<OrderWithItems> {
     const { productIds, quantities, key } = checkedOrder(userId, lines, options)
     const request = { userId, productIds, quantities, key }
-    for (;;) {
+    for (let attempt = 1; ; attempt++) {
       const verdict = await this.#place(request)
       if (verdict.placed !== null) return orderOf(verdict)
       // Also when there is a reason to refuse: the order that was made before may be what has taken the stock.
@@ -92,8 +92,8 @@ export class OrderService implements OrderProcessing {
       if (existing !== undefined) return existing
       const refusal = refusalOf(userId, verdict)
       if (refusal !== undefined) throw refusal
-      if (key === null) throw notWritten()
-      // The order of this key that was in the way is gone by now.
+      // With a key, the order of it that was in the way may be gone by now.
+      if (key === null || attempt >= mostAttempts) throw notWritten('insert')
     }
   }
 
@@ -146,10 +146,13 @@ export class OrderService implements OrderProcessing {
   }
 
   async #change(ref: OrderRef, to: OrderStatus): Promise<Order> {
-    const { id, version = null } = typeof ref === 'object' ? ref : { id: ref }
-    for (;;) {
-      const statement = to === 'cancelled' ? cancelOrder(id, version) : changeOrder(id, version, to)
-      const [changed] = await this.#inTurn(statement)
+    const { id, version = null } = typeof ref === 'object' && ref !== null ? ref : { id: ref }
+    for (let attempt = 1; ; attempt++) {
+      // What takes no stock waits for nobody who does.
+      const [changed] =
+        to === 'cancelled'
+          ? await this.#inTurn(cancelOrder(id, version))
+          : (await changeOrder(id, version, to).execute(this.#db)).rows
       if (changed !== undefined) return changed
       if (to === 'cancelled') {
         const order = await this.#orders.getById(id)
@@ -158,15 +161,19 @@ export class OrderService implements OrderProcessing {
       // Says so when there is no such order, or not of this version.
       const { status } = await this.#orders.update(ref, {})
       if (!orderChanges[to].includes(status)) throw new IllegalOrderChangeError(status, to)
-      // It has come to a state from which the change leads in between.
+      // It has come to a state from which the change leads in between; not every time.
+      if (attempt >= mostAttempts) throw notWritten('update')
     }
   }
 }
 
-function notWritten(): DatabaseError {
+/** An order goes through fewer states than that while one looks. */
+const mostAttempts = 8
+
+function notWritten(statement: 'insert' | 'update'): DatabaseError {
   return new DatabaseError(
     'QUERY_FAILED',
-    'orders: the insert gave no row back. Look for a trigger or rule of the table that suppresses it.',
+    `orders: the ${statement} gave no row back. Look for a trigger, rule or policy of the table that suppresses it.`,
     { table: 'orders' },
   )
 }

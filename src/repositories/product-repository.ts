@@ -183,7 +183,7 @@ export class ProductRepository
   /** Looks at all active products: an index on the stock would make each sale dearer, and this list is asked for rarely. */
   async findLowStock({ below = 5, limit = 50 }: LowStockOptions = {}): Promise<Product[]> {
     return await this.onSale()
-      .where('products.stock', '<', this.rowCount('below', below))
+      .where(sql<SqlBool>`products.stock < ${this.rowCount('below', below)}::bigint`)
       .orderBy('products.stock')
       .orderBy('products.id')
       .limit(this.rowCount('limit', limit))
@@ -192,12 +192,15 @@ export class ProductRepository
 
   async takeStock(id: string, quantity: number): Promise<Product> {
     const pieces = this.pieces(quantity)
+    let seen: number | undefined
     for (;;) {
       const taken = await this.changeStock(id, -pieces)
       if (taken !== undefined) return taken
-      const { stock } = await this.getById(id)
+      const { stock, version } = await this.getById(id)
       if (stock < pieces) throw new InsufficientStockError([{ productId: id, requested: pieces, available: stock }])
-      // Somebody has put some back in between.
+      // Somebody has put some back in between, unless nobody has changed it.
+      if (version === seen) throw notWritten()
+      seen = version
     }
   }
 
@@ -209,12 +212,12 @@ export class ProductRepository
     return this.db
       .updateTable('products')
       .set((product) => ({
-        stock: product('products.stock', '+', change),
+        stock: sql<number>`(${product.ref('products.stock')} + ${change}::bigint)::integer`,
         version: product('products.version', '+', 1),
         updated_at: sql<Date>`now()`,
       }))
       .where(this.hasKey(id))
-      .where('products.stock', '>=', -change)
+      .where(sql<SqlBool>`products.stock >= ${-change}::bigint`)
       .returning(this.selection)
       .executeTakeFirst()
   }
@@ -236,6 +239,14 @@ export class ProductRepository
   }
 }
 
+function notWritten(): DatabaseError {
+  return new DatabaseError(
+    'QUERY_FAILED',
+    'products: the update gave no row back. Look for a trigger, rule or policy of the table that suppresses it.',
+    { table: 'products' },
+  )
+}
+
 function refusal(problem: string): DatabaseError {
   return new DatabaseError('INVALID_ARGUMENT', `products: ${problem}.`, { table: 'products' })
 }
@@ -243,8 +254,9 @@ function refusal(problem: string): DatabaseError {
 function costing(product: ExpressionBuilder<DB, 'products'>, { minMinor, maxMinor, currency = 'EUR' }: PriceRange) {
   return product.and([
     product('products.currency', '=', currency),
-    ...(minMinor === undefined ? [] : [product('products.price_minor', '>=', minMinor)]),
-    ...(maxMinor === undefined ? [] : [product('products.price_minor', '<=', maxMinor)]),
+    // Of any size: a price that no product can have is a limit all the same.
+    ...(minMinor === undefined ? [] : [sql<SqlBool>`products.price_minor >= ${minMinor}::bigint`]),
+    ...(maxMinor === undefined ? [] : [sql<SqlBool>`products.price_minor <= ${maxMinor}::bigint`]),
   ])
 }
 

@@ -22,7 +22,7 @@ import {
   type SearchOptions,
 } from '../domain/product.ts'
 import { likeness, searchTerms } from './in-memory-search.ts'
-import { compareBy, invalidArgument, rowCount, uuid, violation } from './in-memory-table.ts'
+import { compareBy, invalidArgument, invalidData, rowCount, uuid, violation } from './in-memory-table.ts'
 import type { InMemoryTables } from './in-memory-tables.ts'
 
 /** Products in memory. */
@@ -139,6 +139,9 @@ export class InMemoryProducts implements ProductStore {
 
   #onSale(category?: string, price?: PriceRange): Product[] {
     const { categories, products, shownIn } = this.#tables
+    for (const limit of [price?.minMinor, price?.maxMinor]) {
+      if (limit !== undefined && !Number.isInteger(limit)) throw invalidData('products', 'a price is no whole number')
+    }
     const shelves = category === undefined ? undefined : inTreeOrder(categories.alive, category)
     return products.alive
       .filter((product) => product.isActive)
@@ -204,7 +207,7 @@ export class InMemoryCategories implements CategoryStore {
     const { categories, products, shownIn } = this.#tables
     const [category, product] = [categories.find(categoryId), products.find(productId)]
     if (category === undefined || product === undefined) {
-      const missing = category === undefined ? 'category' : 'product'
+      const missing = product === undefined ? 'product' : 'category'
       throw violation('FOREIGN_KEY_VIOLATION', 'product_categories', `product_categories_${missing}_id_fkey`)
     }
     shownIn.set(product.id, (shownIn.get(product.id) ?? new Set()).add(category.id))

@@ -102,11 +102,16 @@ export class InMemoryOrderService implements OrderProcessing {
 
   async cancelOrder(ref: OrderRef): Promise<Order> {
     const { products, orders, items } = this.#tables
-    const before = orders.get(typeof ref === 'object' ? ref.id : ref)
+    const before = orders.get(typeof ref === 'object' && ref !== null ? ref.id : ref)
     if (before.status === 'cancelled') return { ...before }
     const order = this.#change(ref, 'cancelled')
-    for (const { productId, quantity } of items.get(order.id) ?? []) {
-      products.update(productId, { stock: products.get(productId).stock + quantity })
+    const taken = (items.get(order.id) ?? []).map((item) => ({ ...item, product: products.get(item.productId) }))
+    try {
+      for (const { product, quantity } of taken) products.update(product.id, { stock: product.stock + quantity })
+    } catch (error) {
+      for (const { product } of taken) products.replace(product)
+      orders.replace(before)
+      throw error
     }
     return order
   }

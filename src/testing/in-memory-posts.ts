@@ -59,6 +59,7 @@ export class InMemoryPosts implements PostStore {
     const { limit = 20, after, authorId, viewerId, commentsPerPost = 3 } = page
     const mostComments = rowCount('posts', 'commentsPerPost', commentsPerPost)
     const wanted = authorId === undefined ? undefined : uuid(authorId)
+    const viewer = viewerId === undefined ? undefined : uuid(viewerId)
     const posts = this.#tables.posts.alive
       .filter((post): post is PublishedPost => this.#tables.isVisible(post))
       .filter((post) => wanted === undefined || post.authorId === wanted)
@@ -73,7 +74,7 @@ export class InMemoryPosts implements PostStore {
         commentCount: comments.length,
         latestComments: comments.slice(0, mostComments),
         likeCount: likes.length,
-        isLiked: viewerId !== undefined && likes.some((like) => like.userId === uuid(viewerId)),
+        isLiked: likes.some((like) => like.userId === viewer),
       }
     })
   }

@@ -19,14 +19,12 @@ const withoutMeaning: ReadonlySet<string> = new Set(
 /** Quotes, `or` and minus as `websearch_to_tsquery` takes them. Text that says nothing matches nothing. */
 export function searchTerms(text: string): SearchTerms {
   const alternatives: Term[][] = [[]]
-  for (const [token, minus = '', phrase, word = ''] of text.matchAll(/(-?)"([^"]*)"|-?[^\s"]+/g)) {
+  const spaced = text.replaceAll(/[!&|()]/g, ' ')
+  for (const [token, minus, phrase, word = ''] of spaced.matchAll(/(-\s*)?(?:"([^"]*)"|([^\s"-][^\s"]*))/g)) {
     if (token.toLowerCase() === 'or') alternatives.push([])
     else {
-      const isPhrase = phrase !== undefined
-      const plain = isPhrase ? phrase : token.replace(/^-/, '')
-      const words = wordsOf(isPhrase ? plain : plain || word)
-      const isWanted = isPhrase ? minus === '' : !token.startsWith('-')
-      if (words.length > 0) alternatives.at(-1)?.push({ words, isWanted })
+      const words = wordsOf(phrase ?? word)
+      if (words.length > 0) alternatives.at(-1)?.push({ words, isWanted: minus === undefined })
     }
   }
   const known = alternatives.filter((terms) => terms.length > 0)
@@ -34,8 +32,8 @@ export function searchTerms(text: string): SearchTerms {
     known.some((terms) => terms.every(({ words, isWanted }) => contains(body, words) === isWanted))
   return {
     rank: (name, description) => {
-      const [inName, inAll] = [matches(wordsOf(name)), matches([...wordsOf(name), ...wordsOf(description)])]
-      return (inName ? 1 : 0) + (inAll ? 0.5 : 0)
+      if (!matches([...wordsOf(name), ...wordsOf(description)])) return 0
+      return matches(wordsOf(name)) ? 1.5 : 0.5
     },
   }
 }

@@ -20,6 +20,10 @@ export interface TableRules<Row extends Kept> {
   readonly nullable?: readonly string[]
   /** Properties that are whole numbers of 32 bits. */
   readonly integers?: readonly string[]
+  /** Properties that are one of some words. */
+  readonly words?: Readonly<Record<string, readonly string[]>>
+  /** Properties that are given with a new row only. */
+  readonly fixed?: readonly string[]
   /** Properties that are keys of other rows. */
   readonly references?: Readonly<Record<string, { readonly constraint: string; exists: (id: string) => boolean }>>
   readonly checks?: Readonly<Record<string, (row: Row) => boolean>>
@@ -77,6 +81,8 @@ export class InMemoryTable<Row extends Kept> {
   update(ref: Ref, patch: object): Row {
     const row = this.target(ref)
     const changes = this.#given(patch)
+    const fixed = this.#rules.fixed?.find((property) => Object.hasOwn(changes, property))
+    if (fixed !== undefined) throw this.#notToBeSet(fixed)
     return Object.keys(changes).length === 0 ? row : this.write(row, changes)
   }
 
@@ -102,7 +108,7 @@ export class InMemoryTable<Row extends Kept> {
   }
 
   remove(ref: Ref): boolean {
-    const { id, version } = typeof ref === 'object' ? ref : { id: ref }
+    const { id, version } = partsOf(ref)
     const row = this.find(id)
     if (row === undefined) return false
     this.#compare(row, version)
@@ -118,7 +124,7 @@ export class InMemoryTable<Row extends Kept> {
 
   /** The row that is meant, if it is there and of that version. */
   target(ref: Ref): Row {
-    const { id, version } = typeof ref === 'object' ? ref : { id: ref }
+    const { id, version } = partsOf(ref)
     const row = this.get(id)
     this.#compare(row, version)
     return row
@@ -131,18 +137,26 @@ export class InMemoryTable<Row extends Kept> {
 
   #compare(row: Row, expectedVersion: number | undefined): void {
     const { version: actualVersion } = row
-    if (expectedVersion === undefined || actualVersion === undefined || actualVersion === expectedVersion) return
     const { table } = this.#rules
+    if (expectedVersion === undefined || actualVersion === undefined) return
+    if (!Number.isSafeInteger(expectedVersion)) throw invalidArgument(table, 'version must be a whole number')
+    if (actualVersion === expectedVersion) return
     const message = `${table}: the row was read at version ${expectedVersion} and is at ${actualVersion} now. Read it again.`
     throw new ConflictError(message, { table, expectedVersion, actualVersion })
   }
 
   #given(values: object): Partial<Row> {
-    const { table, defaults } = this.#rules
+    const { defaults } = this.#rules
     const entries = Object.entries(values).filter(([, value]) => value !== undefined)
     const unknown = entries.find(([property]) => !Object.hasOwn(defaults, property))
-    if (unknown === undefined) return Object.fromEntries(entries) as Partial<Row>
-    throw invalidArgument(table, `${JSON.stringify(unknown[0])} cannot be set`)
+    if (unknown !== undefined) throw this.#notToBeSet(unknown[0])
+    // Copies: what the caller does with its dates afterwards is not written.
+    const kept = entries.map(([property, value]) => [property, value instanceof Date ? new Date(value) : value])
+    return Object.fromEntries(kept) as Partial<Row>
+  }
+
+  #notToBeSet(property: string): DatabaseError {
+    return invalidArgument(this.#rules.table, `${JSON.stringify(property)} cannot be set`)
   }
 
   #keptOf(now: Date): Partial<Kept> {
@@ -157,9 +171,16 @@ export class InMemoryTable<Row extends Kept> {
     const values = row as unknown as Record<string, unknown>
     for (const property of integers) {
       const value = values[property]
-      if (typeof value === 'number' && (!Number.isInteger(value) || Math.abs(value) > 2_147_483_647)) {
+      if (typeof value === 'number' && (value | 0) !== value) {
         throw invalidData(table, `${property} is no whole number of 32 bits`)
       }
+    }
+    for (const [property, words] of Object.entries(this.#rules.words ?? {})) {
+      const value = values[property]
+      if (typeof value === 'string' && !words.includes(value)) throw invalidData(table, `${property} is no such word`)
+    }
+    for (const [property, value] of Object.entries(values)) {
+      if (isUnwritable(value)) throw invalidData(table, `${property} cannot be written`)
     }
     for (const property of Object.keys(references)) {
       const value = values[property]
@@ -186,6 +207,15 @@ export class InMemoryTable<Row extends Kept> {
 
 function isAlive(row: Kept): boolean {
   return row.deletedAt === undefined || row.deletedAt === null
+}
+
+function partsOf(ref: Ref): { readonly id: string; readonly version?: number | undefined } {
+  return typeof ref === 'object' && ref !== null ? ref : { id: ref }
+}
+
+/** Texts with NUL, and dates that are none. */
+function isUnwritable(value: unknown): boolean {
+  return typeof value === 'string' ? value.includes('\0') : value instanceof Date && Number.isNaN(value.getTime())
 }
 
 const uuidForm = /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i
@@ -223,7 +253,7 @@ export function invalidArgument(table: string, problem: string): DatabaseError {
   return new DatabaseError('INVALID_ARGUMENT', `${table}: ${problem}.`, { table })
 }
 
-function invalidData(table: string, problem: string): DatabaseError {
+export function invalidData(table: string, problem: string): DatabaseError {
   return new DatabaseError('INVALID_DATA', `${table}: ${problem}.`, { table, sqlState: '22P02' })
 }
 

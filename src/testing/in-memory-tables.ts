@@ -1,8 +1,10 @@
 import { type Order, type OrderItem, largestTotalMinor } from '../domain/order.ts'
 import type { Comment, Like, Post } from '../domain/post.ts'
 import type { PlacedCategory, Product } from '../domain/product.ts'
-import type { Profile, User } from '../domain/user.ts'
+import type { Profile, User, UserRole } from '../domain/user.ts'
 import { InMemoryTable, lengthOf, violation } from './in-memory-table.ts'
+
+export const userRoles: readonly UserRole[] = ['member', 'staff', 'admin']
 
 export type UserRow = User & { readonly passwordHash: string }
 
@@ -35,17 +37,17 @@ export class InMemoryTables {
   }
 
   writeProfile(userId: string, profile: Profile): Profile {
+    if (profile.preferences === null) throw violation('NOT_NULL_VIOLATION', 'user_profiles', undefined)
     for (const [name, isFine] of Object.entries(profileChecks)) {
       if (!isFine(profile)) throw violation('CHECK_VIOLATION', 'user_profiles', name)
     }
-    this.profiles.set(userId, profile)
+    this.profiles.set(userId, structuredClone(profile))
     return profile
   }
 
   /** Deletes a product, if nobody ever ordered it. */
   removeProduct(ref: Parameters<InMemoryTable<Product>['remove']>[0]): boolean {
-    const id = typeof ref === 'object' ? ref.id : ref
-    const product = this.products.find(id)
+    const product = this.products.find(typeof ref === 'object' && ref !== null ? ref.id : ref)
     if (product === undefined) return false
     this.products.target(ref)
     const isOrdered = [...this.items.values()].some((items) => items.some((item) => item.productId === product.id))
@@ -81,6 +83,8 @@ function usersTable(now: () => Date): InMemoryTable<UserRow> {
         passwordHash: undefined,
       },
       nullable: ['lastLoginAt'],
+      words: { role: userRoles },
+      fixed: ['passwordHash'],
       checks: {
         users_email_check: ({ email }) => /^[^\s@]+@[^\s@]+$/.test(email) && lengthOf(email) <= 254,
         users_name_check: ({ name }) => between(trimmedLength(name), 1, 200),
@@ -107,7 +111,7 @@ function categoriesTable(now: () => Date, exists: (id: string) => boolean): InMe
   return new InMemoryTable<PlacedCategory>(
     {
       table: 'categories',
-      kept: ['id'],
+      kept: ['id', 'updatedAt'],
       defaults: { parentId: null, slug: undefined, name: undefined, position: 0 },
       nullable: ['parentId'],
       integers: ['position'],

@@ -17,8 +17,8 @@ import {
   type UserWithPosts,
   type UserWithProfile,
 } from '../domain/user.ts'
-import { compareBy, invalidArgument, newestFirst, pageOf, rowCount } from './in-memory-table.ts'
-import type { InMemoryTables, UserRow } from './in-memory-tables.ts'
+import { compareBy, invalidArgument, invalidData, newestFirst, pageOf, rowCount } from './in-memory-table.ts'
+import { type InMemoryTables, type UserRow, userRoles } from './in-memory-tables.ts'
 
 /** Users in memory. */
 export class InMemoryUsers implements UserStore {
@@ -67,6 +67,10 @@ export class InMemoryUsers implements UserStore {
 
   async findManyWithProfiles(filter: UserFilter = {}): Promise<UserWithProfile[]> {
     const { after, limit = 50, ...wanted } = checked(filter)
+    const roles: readonly string[] = [wanted.role ?? []].flat()
+    if (!roles.every((role) => userRoles.some((known) => known === role))) {
+      throw invalidData('users', 'a role is no such word')
+    }
     const rows = this.#users.alive.filter((user) => this.#meets(user, wanted))
     return page(rows, after, rowCount('users', 'limit', limit)).map((user) => this.#withProfile(user))
   }
@@ -212,6 +216,7 @@ export const testPasswordHasher: PasswordHasher = {
   },
   async verify(password, hash) {
     const [, , salt = '', kept = ''] = hash.split('$')
+    if (typeof password !== 'string') return false
     return timingSafeEqual(Buffer.from(digest(salt, password)), Buffer.from(kept))
   },
 }
@@ -224,8 +229,8 @@ function userOf({ passwordHash: _, ...user }: UserRow): User {
   return user
 }
 
-function isSame(a: string, b: string): boolean {
-  return a.toLowerCase() === b.toLowerCase()
+function isSame(a: string, b: unknown): boolean {
+  return typeof b === 'string' && a.toLowerCase() === b.toLowerCase()
 }
 
 function sum(numbers: readonly number[]): number {

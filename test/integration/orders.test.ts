@@ -1,6 +1,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
+import { sql } from 'kysely'
 import { describe, expect, test } from 'vitest'
 import {
   InsufficientStockError,
@@ -210,6 +211,53 @@ describe('an order', () => {
     expect(refusals).toMatchObject([{ code: 'POOL_OVERLOADED' }, { code: 'POOL_OVERLOADED' }])
     expect(await narrow.createOrder(userId, lines)).toMatchObject({ status: 'pending' })
     expect(() => new OrderService(database, { maxConcurrent: 0 })).toThrow('maxConcurrent')
+  })
+
+  test('says so when the server writes nothing without an error, and does not ask for ever', async () => {
+    const { database, service, shop, userId } = await open()
+    const [productId = ''] = shop.productIds
+    const products = new ProductRepository(database)
+    const lines = [{ productId, quantity: 1 }]
+    const order = await service.createOrder(userId, lines)
+    await sql`create function nothing() returns trigger language plpgsql as 'begin return null; end'`.execute(
+      database.db,
+    )
+    for (const table of ['orders', 'products']) {
+      await sql`create trigger nothing before insert or update on ${sql.table(table)} for each row execute function nothing()`.execute(
+        database.db,
+      )
+    }
+    for (const call of [
+      () => service.createOrder(userId, lines),
+      () => service.createOrder(userId, lines, { idempotencyKey: 'cart 1' }),
+      () => service.payOrder(order),
+      () => service.cancelOrder(order.id),
+      () => products.takeStock(productId, 1),
+    ]) {
+      await expect(call()).rejects.toMatchObject({ code: 'QUERY_FAILED' })
+    }
+  })
+
+  test('is no error without a code when it is none', async () => {
+    const { service } = await open()
+    for (const ref of [null, undefined, {}]) {
+      await expect(service.payOrder(ref as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+      await expect(service.cancelOrder(ref as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    }
+  })
+
+  test('is paid while others wait for stock', async () => {
+    const { database, service, shop, userId } = await open()
+    const [productId = ''] = shop.productIds
+    const narrow = new OrderService(database, { maxConcurrent: 1 })
+    const order = await narrow.createOrder(userId, [{ productId, quantity: 1 }])
+    let waiting: Promise<unknown> | undefined
+    await database.transaction(async () => {
+      await service.createOrder(userId, [{ productId, quantity: 1 }])
+      waiting = outside(() => narrow.createOrder(userId, [{ productId, quantity: 1 }]))
+      expect(await outside(() => narrow.payOrder(order))).toMatchObject({ status: 'paid' })
+    })
+    await waiting
   })
 
   test('inside a transaction waits for nobody’s turn, who may wait for its locks', async () => {

@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
 import { beforeAll, expect, test } from 'vitest'
-import { type DB, UserRepository } from '../../src/domain.ts'
+import { type DB, SalesStatistics, UserRepository } from '../../src/domain.ts'
 import type { Database } from '../../src/index.ts'
 import { developmentData, developmentPassword, seedDevelopment } from '../../seeds/development.ts'
 import { freshDatabase } from '../support/database.ts'
@@ -45,6 +45,16 @@ test('a run that meets somebody else’s row writes nothing at all', async () =>
   await users.createUser({ email: 'ADA@example.org', username: 'mine', name: 'Ada', password: 'a secret of mine' })
   await expect(seedDevelopment(database)).rejects.toMatchObject({ constraint: 'users_email_key' })
   expect(await rowCounts(database)).toMatchObject({ users: 1, products: 0, likes: 0 })
+})
+
+test('a run whose statistics fail writes nothing, and the next one writes them too', async () => {
+  const database = await freshDatabase()
+  await sql`drop index product_sales_key`.execute(database.db)
+  await expect(seedDevelopment(database)).rejects.toMatchObject({ sqlState: '55000' })
+  expect(await rowCounts(database)).toMatchObject({ users: 0, orders: 0 })
+  await sql`create unique index product_sales_key on product_sales (product_id, currency)`.execute(database.db)
+  expect(await seedDevelopment(database)).toMatchObject({ inserted: true })
+  expect(await new SalesStatistics(database).getTopProducts({ limit: 1 })).toHaveLength(1)
 })
 
 test('progress goes up to the last row', async () => {

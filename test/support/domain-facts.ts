@@ -1,5 +1,6 @@
 /** What holds for the stores of the domain, wherever they keep their rows. */
 
+import { setTimeout as delay } from 'node:timers/promises'
 import { expect } from 'vitest'
 import type { NewPost, NewProduct, NewUser, OrderWithItems, Product, User } from '../../src/domain.ts'
 import type { InMemoryDomain } from '../../src/testing/in-memory-domain.ts'
@@ -98,6 +99,35 @@ users('what breaks a rule of the table is refused with the name of the rule', as
   expect(await stores.users.findActiveUsers()).toEqual([])
 })
 
+users('a value that its column cannot hold is INVALID_DATA', async (stores) => {
+  const user = await stores.users.createUser(ada)
+  const wrong = { role: 'king' } as object
+  await refused(someone(stores, wrong), { code: 'INVALID_DATA' })
+  await refused(stores.users.update(user.id, wrong), { code: 'INVALID_DATA' })
+  await refused(stores.users.findManyWithProfiles(wrong), { code: 'INVALID_DATA' })
+  await refused(stores.users.update(user.id, { name: 'a\0b' }), { code: 'INVALID_DATA' })
+  await refused(published(stores, user.id, { publishedAt: new Date(Number.NaN) }), { code: 'INVALID_DATA' })
+  await refused(stores.users.updateWithProfile(user.id, { profile: { preferences: null as never } }), {
+    code: 'NOT_NULL_VIOLATION',
+  })
+  await refused(stores.users.update({ id: user.id, version: '1' as never }, { name: 'x' }), {
+    code: 'INVALID_ARGUMENT',
+  })
+  await refused(stores.users.update(null as never, { name: 'x' }), { code: 'INVALID_ARGUMENT' })
+  await refused(stores.posts.getPaginatedPosts({ viewerId: 'x' }), { code: 'INVALID_DATA' })
+  expect(await stores.users.findWithProfile(user.id)).toEqual({ ...user, profile: null })
+})
+
+users('what is no text is nobody’s email, username or password', async (stores) => {
+  await stores.users.createUser(ada)
+  for (const value of [null, undefined, { $ne: '' }] as never[]) {
+    expect(await stores.users.findByEmail(value)).toBeUndefined()
+    expect(await stores.users.findByUsername(value)).toBeUndefined()
+    expect(await stores.users.findByCredentials(value, password)).toBeUndefined()
+    expect(await stores.users.findByCredentials(ada.email, value)).toBeUndefined()
+  }
+})
+
 users('a row that is not there: find gives undefined, get and update NOT_FOUND, delete false', async (stores) => {
   expect(await stores.users.findById(nobody)).toBeUndefined()
   expect(await stores.users.findWithProfile(nobody)).toBeUndefined()
@@ -163,6 +193,7 @@ users('a property that cannot be set is refused and nothing is changed', async (
     { version: 7 },
     { deletedAt: null },
     { password_hash: 'x' },
+    { passwordHash: 'x' },
     { nickname: 'x' },
   ]) {
     await refused(stores.users.update(user.id, patch as object), { code: 'INVALID_ARGUMENT' })
@@ -224,6 +255,17 @@ profiles('user and profile are created together, or neither', async (stores) => 
   )
   await refused(wrong, { code: 'CHECK_VIOLATION', constraint: 'user_profiles_website_check' })
   expect(await stores.users.findByEmail('eve@example.org')).toBeUndefined()
+})
+
+profiles('what was given is kept as it was, whatever becomes of it afterwards', async (stores) => {
+  const preferences = { sizes: [1, 2] }
+  const user = await stores.users.createWithProfile(ada, { preferences })
+  preferences.sizes.push(3)
+  expect((await stores.users.findWithProfile(user.id))?.profile?.preferences).toEqual({ sizes: [1, 2] })
+  const publishedAt = at(1)
+  const post = await published(stores, user.id, { publishedAt })
+  publishedAt.setFullYear(2030)
+  expect((await stores.posts.getById(post.id)).publishedAt).toEqual(at(1))
 })
 
 profiles('a change of the profile makes it where it is missing, and is a change of the user', async (stores) => {
@@ -391,6 +433,14 @@ catalogue('a category has a slug of its own, a parent that exists, and is not it
   await refused(stores.categories.create({ slug: 'No Slug', name: 'X' }), { constraint: 'categories_slug_check' })
 })
 
+catalogue('a category knows when it was changed', async (stores) => {
+  const { pots } = await tree(stores)
+  await delay(5)
+  const changed = await stores.categories.update(pots.id, { name: 'Pots and pans' })
+  expect(changed.updatedAt.getTime()).toBeGreaterThan(pots.updatedAt.getTime())
+  expect(await stores.categories.findBySlug('pots')).toEqual(changed)
+})
+
 catalogue('pages of products come by name with their categories, from a category and below it', async (stores) => {
   const { pots, lids, home, kitchen } = await tree(stores)
   const named = (name: string): Promise<Product> => product(stores, { name })
@@ -427,8 +477,14 @@ catalogue('products of a range of prices come cheapest first, of one currency', 
   expect(idsOf(await stores.products.findByPrice({ minMinor: 10, maxMinor: 20 }))).toEqual(idsOf([ten, twenty]))
   expect(idsOf(await stores.products.findByPrice({ minMinor: 21, maxMinor: 4 }))).toEqual([])
   expect(idsOf(await stores.products.findByPrice({ currency: 'DKK' }))).toEqual([crown.id])
-  const all = await paged<Product>((after) => stores.products.findByPrice({ limit: 1, after }))
+  const all = await stores.products.findByPrice({ minMinor: -(2 ** 40), maxMinor: 2 ** 40 })
   expect(idsOf(all)).toEqual(idsOf([five, ten, twenty]))
+  expect(await stores.products.findByPrice({ minMinor: 2 ** 40 })).toEqual([])
+  for (const maxMinor of [1.5, Number.NaN, Number.POSITIVE_INFINITY]) {
+    await refused(stores.products.findByPrice({ maxMinor }), { code: 'INVALID_DATA' })
+  }
+  const pages = await paged<Product>((after) => stores.products.findByPrice({ limit: 1, after }))
+  expect(idsOf(pages)).toEqual(idsOf([five, ten, twenty]))
 })
 
 const search = about('search')
@@ -461,7 +517,12 @@ search('quotes ask for a phrase, or for either, a minus for products without the
   const { find } = await shelf(stores)
   expect(await find('"copper kettle"')).toEqual(['Copper Kettle'])
   expect((await find('copper or cup')).toSorted()).toEqual(['Coffee Cup', 'Copper Kettle'])
-  expect(await find('kettle -copper')).toEqual(['Reading Lamp'])
+  for (const text of ['kettle -copper', 'kettle - copper', 'kettle (-copper)', 'kettle -"copper kettle"']) {
+    expect(await find(text)).toEqual(['Reading Lamp'])
+  }
+  // Wherever the word is.
+  expect(await find('cup -holds')).toEqual([])
+  expect(await find('-kettle')).toEqual(['Coffee Cup'])
 })
 
 search('typing errors are forgiven where words find too little', async (stores) => {
@@ -516,6 +577,10 @@ stock('never more is taken than there is', async (stores) => {
     retry: 'none',
     shortages: [{ productId: id, requested: 2, available: 1 }],
   })
+  for (const quantity of [2 ** 31, 2 ** 53 - 1]) {
+    await refused(stores.products.takeStock(id, quantity), { code: 'INSUFFICIENT_STOCK' })
+    await refused(stores.products.putBackStock(id, quantity), { code: 'INVALID_DATA' })
+  }
   expect(await stores.products.putBackStock(id, 4)).toMatchObject({ stock: 5, version: 3 })
   for (const quantity of [0, -1, 0.5, Number.NaN, '2' as unknown as number]) {
     await refused(stores.products.takeStock(id, quantity), { code: 'INVALID_ARGUMENT' })
@@ -540,7 +605,9 @@ stock('what runs out is listed, fewest first', async (stores) => {
   await stores.products.update(hidden.id, { isActive: false })
   expect(idsOf(await stores.products.findLowStock())).toEqual(idsOf([none, four]))
   expect(idsOf(await stores.products.findLowStock({ below: 6, limit: 2 }))).toEqual(idsOf([none, four]))
-  expect(idsOf(await stores.products.findLowStock({ below: 6 }))).toEqual(idsOf([none, four, five]))
+  for (const below of [6, 2 ** 53 - 1]) {
+    expect(idsOf(await stores.products.findLowStock({ below }))).toEqual(idsOf([none, four, five]))
+  }
 })
 
 stock('a product that was ever ordered cannot be deleted', async (stores) => {
@@ -902,6 +969,16 @@ orders('a cancelled order puts its stock back exactly once, however often it is 
   expect(await stockOf(stores, thing)).toBe(10)
   await refused(stores.orderService.payOrder(placed.id), { code: 'ILLEGAL_ORDER_CHANGE', from: 'cancelled' })
   await refused(stores.orderService.cancelOrder(nobody), { code: 'NOT_FOUND' })
+})
+
+orders('an order whose stock cannot be put back is not cancelled', async (stores) => {
+  const [user, one, two] = [await someone(stores), await product(stores), await product(stores)]
+  const lines = [one, two].map(({ id }) => ({ productId: id, quantity: 2 }))
+  const placed = await stores.orderService.createOrder(user.id, lines)
+  await stores.products.update(two.id, { stock: 2_147_483_647 })
+  await refused(stores.orderService.cancelOrder(placed.id), { code: 'INVALID_DATA' })
+  expect(await stores.orders.getById(placed.id)).toMatchObject({ status: 'pending', version: 1 })
+  expect(await stores.products.getById(one.id)).toMatchObject({ stock: 8, version: 2 })
 })
 
 orders('of paying and cancelling at once both are told the truth', async (stores) => {
