@@ -79,11 +79,14 @@ export class RowLoader {
       return found.map(([row]) => row)
     }
     const rows = await this.#readAny(reading, property, [...new Set(keys.map(([value]) => value))])
-    const { found, isComplete } = inOrderOf(keys, rows, property)
+    const found = inOrderOf(keys, rows, property)
     // The server knows more ways to write one key than we do, for instance in a case-insensitive column.
-    return isComplete
-      ? found
-      : Promise.all(found.map(async (row, index) => row ?? this.readRow(reading, keys[index] ?? [])))
+    const areSure = rows.every((row) => hasOneForm(row[property]))
+    const doubtful = keys.filter(([value], index) => found[index] === undefined && !(areSure && hasOneForm(value)))
+    if (rows.length === 0 || doubtful.length === 0) return found
+    const lists = await this.#lookUp(reading, this.#key, doubtful, reading.rows())
+    const late = new Map(doubtful.map((key, index) => [key, lists[index]?.[0]]))
+    return found.map((row, index) => row ?? late.get(keys[index] ?? []))
   }
 
   #readAny(reading: Reading, property: string, keys: readonly unknown[]): Promise<OpenRow[]> {
@@ -135,29 +138,28 @@ export class RowLoader {
   }
 }
 
-/** Each caller has a row of its own. `isComplete`: each row is that of a key. */
-function inOrderOf(
-  keys: readonly Key[],
-  rows: readonly OpenRow[],
-  property: string,
-): { readonly found: readonly (OpenRow | undefined)[]; readonly isComplete: boolean } {
+/** Each caller has a row of its own. */
+function inOrderOf(keys: readonly Key[], rows: readonly OpenRow[], property: string): readonly (OpenRow | undefined)[] {
   const left = new Map(rows.map((row) => [identity(row[property]), row]))
   const given = new Set<OpenRow>()
-  const found = keys.map(([value]) => {
+  return keys.map(([value]) => {
     const row = left.get(identity(value))
     if (row === undefined || given.has(row)) return row && { ...row }
     given.add(row)
     return row
   })
-  return { found, isComplete: given.size === rows.length }
+}
+
+/** Whole numbers and lower-case UUIDs: two of them are the same key only if they are written alike. */
+function hasOneForm(value: unknown): boolean {
+  return /^(?:0|-?[1-9]\d*|[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12})$/.test(identity(value))
 }
 
 /** What equal keys have in common, as far as is known of them here. */
 function identity(value: unknown): string {
   if (value instanceof Date) return value.toISOString()
   if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
-  const text = String(value)
-  return /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i.test(text) ? text.toLowerCase() : text
+  return String(value)
 }
 
 function described(parameters: readonly unknown[]): string {

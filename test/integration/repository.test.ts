@@ -1,4 +1,4 @@
-import { type Generated, Kysely, type KyselyPlugin, PostgresDialect, sql } from 'kysely'
+import { type Generated, Kysely, type KyselyPlugin, PostgresDialect, type SqlBool, sql } from 'kysely'
 import { Pool } from 'pg'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { z } from 'zod'
@@ -106,6 +106,41 @@ class Rates extends Repository<Tables, 'rates', Tables['rates'], typeof rateColu
   }
 }
 
+/** Rates by their name, of whatever type that is. */
+class NamedRates extends Repository<Tables, 'rates', Tables['rates'], typeof rateColumns, 'name'> {
+  constructor(database: QuerySource<Tables>) {
+    super(database, { table: 'rates', columns: rateColumns, key: 'name' })
+  }
+}
+
+class ArticleId {
+  readonly value: number
+
+  constructor(value: number) {
+    this.value = value
+  }
+}
+
+const keyedColumns = {
+  id: {
+    column: 'id',
+    fromColumn: (value: number) => new ArticleId(value),
+    toColumn: ({ value }: ArticleId) => value,
+  },
+  title: 'title',
+} as const
+
+class KeyedArticles extends Repository<
+  Tables,
+  'articles',
+  { readonly id: ArticleId; readonly title: string },
+  typeof keyedColumns
+> {
+  constructor(database: QuerySource<Tables>) {
+    super(database, { table: 'articles', columns: keyedColumns })
+  }
+}
+
 async function open(postgres: PostgresOptions = {}, warnings: string[] = []): Promise<Database<Tables>> {
   const database = await createDatabase<Tables>({
     postgres: { url: await freshDatabaseUrl('empty'), ...postgres },
@@ -180,12 +215,15 @@ describe('reads by key', () => {
 
   test('a batch is of one transaction: each sees its own writes, and only those', async () => {
     const { database, articles } = await withArticles(2)
+    const { promise: outsideRead, resolve: markRead } = Promise.withResolvers<void>()
     const titles = await Promise.all([
       database.transaction(async () => {
         await articles.update(1, { title: 'Changed' })
-        return Promise.all([articles.getById(1), articles.getById(2)])
+        const inside = await Promise.all([articles.getById(1), articles.getById(2)])
+        await outsideRead
+        return inside
       }),
-      Promise.all([articles.getById(1), articles.getById(2)]),
+      Promise.all([articles.getById(1), articles.getById(2)]).finally(markRead),
     ])
     expect(titles.map((pair) => pair.map(({ title }) => title))).toEqual([
       ['Changed', 'Title 2'],
@@ -247,6 +285,35 @@ describe('reads by key', () => {
     await rates.createMany(['1', '2', '3'].map((rate) => ({ rate, name: `Rate ${rate}` })))
     const found = await Promise.all(['1', '2.00', '3.000', '4'].map((rate) => rates.findById(rate)))
     expect(found.map((rate) => rate?.name)).toEqual(['Rate 1', 'Rate 2', 'Rate 3', undefined])
+  })
+
+  test('also in several ways at once, in no more than one further statement', async () => {
+    const database = await open()
+    const rates = new Rates(database)
+    await rates.createMany(['1', '2', '3'].map((rate) => ({ rate, name: `Rate ${rate}` })))
+    let found: unknown[] = []
+    const statements = await statementsOf(database, async () => {
+      found = await Promise.all(['1', '1.00', '2', '2.0', '4'].map(async (rate) => (await rates.findById(rate))?.name))
+    })
+    expect(found).toEqual(['Rate 1', 'Rate 1', 'Rate 2', 'Rate 2', undefined])
+    expect(statements).toHaveLength(2)
+  })
+
+  test('texts that differ in case are two keys, also where they look like UUIDs', async () => {
+    const database = await open()
+    const id = 'abcdef00-0000-4000-8000-000000000000'
+    const rates = new NamedRates(database)
+    await rates.createMany([
+      { rate: '1.00', name: id },
+      { rate: '2.00', name: id.toUpperCase() },
+    ])
+    const found = await Promise.all([rates.findById(id), rates.findById(id.toUpperCase())])
+    expect(found.map((rate) => rate?.rate)).toEqual(['1.00', '2.00'])
+    await database.query(
+      sql.raw(`delete from rates where rate = 1; alter table rates alter name type uuid using name::uuid`),
+    )
+    const again = await Promise.all([rates.findById(id), rates.findById(id.toUpperCase())])
+    expect(again.map((rate) => rate?.rate)).toEqual(['2.00', '2.00'])
   })
 
   test('what the cache does not have is read at once as well, and stays until it is written', async () => {
