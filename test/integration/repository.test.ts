@@ -316,6 +316,19 @@ describe('reads by key', () => {
     expect(again.map((rate) => rate?.rate)).toEqual(['2.00', '2.00'])
   })
 
+  test('one key that is none among thousands costs the others nothing', async () => {
+    const { database, articles } = await withArticles(3)
+    let settled: PromiseSettledResult<unknown>[] = []
+    const statements = await statementsOf(database, async () => {
+      const keys = Array.from({ length: 5_000 }, (_, n) => (n === 7 ? ('none' as never) : n))
+      settled = await Promise.allSettled(keys.map((id) => articles.findById(id)))
+    })
+    expect(settled.flatMap((result, n) => (result.status === 'rejected' ? [[n, result.reason.code]] : []))).toEqual([
+      [7, 'INVALID_DATA'],
+    ])
+    expect(statements.length).toBeLessThan(40)
+  })
+
   test('what the cache does not have is read at once as well, and stays until it is written', async () => {
     const { database } = await withArticles(5)
     const rates = new Rates(database)
