@@ -1,4 +1,4 @@
-import { type Expression, type RawBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
+import { type Expression, type Kysely, type RawBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
 import { Batches } from './batches.ts'
 import type { QuerySource } from './query-source.ts'
 import type { RowMap } from './row-map.ts'
@@ -120,8 +120,12 @@ export class RowLoader {
     const names = properties.map((_, index) => `value${index}`)
     // What is never there gives the arrays the type of their column.
     const arrays = properties.map((property, index) => {
-      const typed = sql`array(select ${this.#map.reference(property)} from ${sql.table(this.#map.table)} where false)`
-      return sql`coalesce(${keys.map((key) => key[index])}, ${typed})`
+      // Of a domain it is what the domain is made of: a value that the domain refuses is not there, and no error.
+      const none = (source.db as unknown as Kysely<Record<string, OpenRow>>)
+        .selectFrom(this.#map.table)
+        .select(sql`coalesce(${this.#map.reference(property)}, null)`.as('value'))
+        .where(sql.lit(false))
+      return sql`coalesce(${keys.map((key) => key[index])}, array(${none}))`
     })
     let matching = query
     for (const [index, property] of properties.entries()) {

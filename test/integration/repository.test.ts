@@ -385,6 +385,26 @@ describe('loadMany', () => {
   })
 })
 
+describe('loadMany of what is special', () => {
+  test('what a domain refuses is not there', async () => {
+    const database = await open()
+    await database.query(sql.raw(`create domain short as text check (length(value) < 5)`))
+    await database.query(sql.raw(`alter table rates alter name type short`))
+    const rates = new Rates(database)
+    await rates.create({ rate: '1.00', name: 'One' })
+    const lists = await Promise.all(['One', 'too long for it'].map((name) => rates.loadMany('name', name)))
+    expect(lists.map((list) => list.length)).toEqual([1, 0])
+  })
+
+  test('in the schema of its Kysely', async () => {
+    const { database } = await withArticles(3)
+    await database.query(sql.raw(`create schema other; alter table articles set schema other`))
+    const articles = new Articles({ db: database.db.withSchema('other') })
+    const lists = await Promise.all([1, 2].map((author) => articles.loadMany('authorId', author)))
+    expect(lists.map((list) => list.map(({ id }) => id))).toEqual([[2], [3]])
+  })
+})
+
 describe('conditions', () => {
   test('op compares, and not finds all that the condition does not', async () => {
     const { articles } = await withArticles(20)
