@@ -167,5 +167,8 @@ function identity(value: unknown): string {
 }
 
 function described(parameters: readonly unknown[]): string {
-  return JSON.stringify(parameters, (_, value: unknown) => (typeof value === 'bigint' ? `${value}n` : value))
+  // Of what JSON has no word for, one would be taken for the other.
+  return JSON.stringify(parameters, (_, value: unknown) =>
+    typeof value === 'bigint' || (typeof value === 'number' && !Number.isFinite(value)) ? `${value}n` : value,
+  )
 }

@@ -403,6 +403,16 @@ describe('loadMany of what is special', () => {
     const lists = await Promise.all([1, 2].map((author) => articles.loadMany('authorId', author)))
     expect(lists.map((list) => list.map(({ id }) => id))).toEqual([[2], [3]])
   })
+
+  test('numbers for which JSON has no word are told apart', async () => {
+    const { database, articles } = await withArticles(3)
+    await database.query(sql.raw(`alter table articles alter version type float8`))
+    const bounds = [-Infinity, Infinity]
+    const lists = await Promise.all(
+      bounds.map((bound) => articles.loadMany('authorId', 1, { where: { version: op.lt(bound) } })),
+    )
+    expect(lists.map((list) => list.length)).toEqual([0, 1])
+  })
 })
 
 describe('conditions', () => {
