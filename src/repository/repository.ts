@@ -1,5 +1,6 @@
 import {
   type Expression,
+  ExpressionWrapper,
   type Kysely,
   type RawBuilder,
   type SelectQueryBuilder,
@@ -28,7 +29,7 @@ import type { OrderTerm } from './keyset-order.ts'
 import { type KeysetPage, type PageRequest, paginate, type PaginateOptions } from './pagination.ts'
 import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
 import { type Reading, RowLoader } from './row-loader.ts'
-import { type OpenQuery, type OpenRow, quoted } from './select-node.ts'
+import { type OpenQuery, type OpenRow, parenthesized, quoted } from './select-node.ts'
 import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
@@ -648,7 +649,10 @@ export abstract class Repository<
     const alive = this.alive()
     if (given.length === 0) return alive
     const [where] = given
-    if (typeof where === 'function') return [where(expressionBuilder<DB, Table>()), ...alive]
+    if (typeof where === 'function') {
+      const condition = where(expressionBuilder<DB, Table>()).toOperationNode()
+      return [new ExpressionWrapper<DB, Table, SqlBool>(parenthesized(condition)), ...alive]
+    }
     const named = entries(where, () => this.map.refusal('a condition must be a plain object or a function'))
     return [
       ...named.map(([property, condition]) =>

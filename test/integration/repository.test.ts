@@ -440,6 +440,17 @@ describe('conditions', () => {
     })
   })
 
+  test('an alternative that is written by hand stays one, whatever is added to it', async () => {
+    const { articles } = await withArticles(20)
+    await articles.delete(1)
+    const either = () => sql<SqlBool>`id = 1 or author_id = 4`
+    const all = await articles.findMany({ authorId: 4 })
+    expect(await articles.count(either)).toBe(all.length)
+    const lists = await Promise.all([4, 5].map((author) => articles.loadMany('authorId', author, { where: either })))
+    expect(lists.map((list) => list.length)).toEqual([all.length, 0])
+    expect((await articles.findPage(either)).items).toHaveLength(all.length)
+  })
+
   test('a part of the entity, in an order with nulls first', async () => {
     const { articles } = await withArticles(6)
     expect(
