@@ -398,12 +398,20 @@ export abstract class Repository<
     const rows = valid.map((item) => this.map.toRow(item, 'createMany'))
     if (rows.length === 0) return []
     const { database } = this
-    if (database.insertMany === undefined) return this.transaction((inside) => inside.insertInChunks(rows))
+    // A row of nothing but defaults is in no array.
+    if (database.insertMany === undefined || !rows.every(hasColumns)) {
+      return this.transaction((inside) => inside.insertInChunks(rows))
+    }
     const returning = this.map.properties.map((property) => this.map.column(property))
-    const created = await database.insertMany(this.definition.table, rows as never[], {
+    // Rows with the same columns are written together, and so they come back.
+    const places = placesByColumns(rows)
+    const sent = places.map((place) => rows[place])
+    const created = await database.insertMany(this.definition.table, sent as never[], {
       returning: returning as never[],
     })
-    return created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
+    const entities = created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
+    // A trigger that suppresses rows leaves nothing to tell them by.
+    return entities.length === places.length ? backInOrder(entities, places) : entities
   }
 
   /**
@@ -793,12 +801,13 @@ export abstract class Repository<
   /** For a Kysely that has no statement for many rows: as many values as the protocol takes. */
   private async insertInChunks(rows: readonly OpenRow[]): Promise<Entity[]> {
     const columns = new Set(rows.flatMap((row) => Object.keys(row))).size
-    const perStatement = Math.max(1, Math.floor(maxParameters / Math.max(1, columns)))
+    const perStatement = columns === 0 ? 1 : Math.max(1, Math.floor(maxParameters / columns))
     const created: Entity[] = []
     for (let from = 0; from < rows.length; from += perStatement) {
       const part = rows.slice(from, from + perStatement)
-      const insert = this.tables.insertInto(this.table).values(part).returning(this.map.selection())
-      created.push(...this.entities(await insert.execute()))
+      const into = this.tables.insertInto(this.table)
+      const insert = columns === 0 ? into.defaultValues() : into.values(part)
+      created.push(...this.entities(await insert.returning(this.map.selection()).execute()))
     }
     return created
   }
@@ -823,3 +832,19 @@ function list<Item>(value: readonly Item[], refusal: () => DatabaseError): reado
   if (Array.isArray(value)) return value
   throw refusal()
 }
+function hasColumns(row: OpenRow): boolean {
+  return Object.keys(row).length > 0
+}
+
+/** The places of the rows in their list, those together whose rows have the same columns. */
+function placesByColumns(rows: readonly OpenRow[]): readonly number[] {
+  const groups = Map.groupBy(rows.keys(), (place) => Object.keys(rows[place] ?? {}).join('\0'))
+  return [...groups.values()].flat()
+}
+
+function backInOrder<Item>(items: readonly Item[], places: readonly number[]): Item[] {
+  const ordered = [...items]
+  for (const [index, item] of items.entries()) ordered[places[index] ?? index] = item
+  return ordered
+}
+

@@ -519,6 +519,46 @@ describe('many rows', () => {
     expect(await articles.createMany([])).toEqual([])
   })
 
+  test('come back in their order also where they have different columns', async () => {
+    const { database, articles } = await withArticles(0)
+    const values = [
+      { title: 'A', price: new Money(1) },
+      { title: 'B' },
+      { price: null, title: 'C' },
+      { title: 'D', price: undefined },
+    ]
+    for (const repository of [articles, new Articles({ db: database.db })]) {
+      const created = await repository.createMany(values as never)
+      expect(created.map(({ title }) => title)).toEqual(['A', 'B', 'C', 'D'])
+      await repository.purge(created[0]?.id ?? 0)
+      // All or none.
+      await expect(repository.createMany([{ title: 'A', price: null }, { title: 'B' }])).rejects.toMatchObject({
+        code: 'UNIQUE_VIOLATION',
+      })
+      expect(await repository.exists({ title: 'A' })).toBe(false)
+      await repository.updateMany(() => sql.lit(true), { price: null })
+      await repository.deleteMany({ title: ['B', 'C', 'D'] })
+      for (const { id } of created) await repository.purge(id)
+    }
+  })
+
+  test('may be of nothing but defaults', async () => {
+    const database = await open()
+    await database.query(
+      sql.raw(
+        `alter table members alter club set default 1, drop constraint members_pkey, alter person set default ''`,
+      ),
+    )
+    const members = new Members(database)
+    expect(await members.createMany([{}, { person: 'Ada' }, {}] as never)).toMatchObject([
+      { person: '' },
+      { person: 'Ada' },
+      { person: '' },
+    ])
+    expect(await members.createMany([{}, {}] as never)).toHaveLength(2)
+    expect(await new Members({ db: database.db }).createMany([{}, {}] as never)).toHaveLength(2)
+  })
+
   test('are all there or none', async () => {
     const articles = new Articles(await open())
     const twice = [{ title: 'One' }, { title: 'Two' }, { title: 'One' }]
