@@ -424,22 +424,27 @@ export abstract class Repository<
   ): Promise<Entity> {
     const row = await this.newRow(values, 'upsert')
     const keys = conflict.map((property) => this.map.column(property))
-    const given =
-      update === undefined ? Object.keys(row) : update === 'none' ? [] : update.map((p) => this.map.column(p))
-    const changed = given.filter((column) => !keys.includes(column))
+    if (keys.length === 0) throw this.map.refusal('upsert needs the properties of a unique index in conflict')
+    const given = update === undefined || update === 'none' ? Object.keys(row) : update.map((p) => this.map.column(p))
+    const taken = given
+      .filter((column) => !keys.includes(column))
+      .map((column) => [column, sql.ref(`excluded.${column}`)] as const)
+    const changes =
+      update === 'none' ? {} : { ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() }
+    const isKept = Object.keys(changes).length === 0
+    const { deletedAt } = this.definition
     const insert = this.tables.insertInto(this.table).values(row)
     const written = await insert
       .onConflict((rule) => {
-        const target = rule.columns(keys)
-        if (update === 'none') return target.doNothing()
-        const taken = changed.map((column) => [column, sql.ref(`excluded.${column}`)] as const)
-        return target.doUpdateSet({ ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() })
+        const columns = rule.columns(keys)
+        // Any unique index serves, also one of the rows that are not deleted.
+        const target = deletedAt === undefined ? columns : columns.where(this.map.column(deletedAt), 'is', null)
+        return isKept ? target.doNothing() : target.doUpdateSet(changes)
       })
       .returning(this.map.selection())
       .executeTakeFirst()
     if (written !== undefined) return this.entity(written)
-    if (update !== 'none') return this.inserted(undefined)
-    return this.existing(keys, row)
+    return isKept ? this.existing(keys, row) : this.inserted(undefined)
   }
 
   /**
@@ -815,6 +820,8 @@ export abstract class Repository<
   private async existing(columns: readonly string[], row: OpenRow): Promise<Entity> {
     let query = this.rows()
     for (const column of columns) query = query.where(sql.ref(`${this.table}.${column}`), '=', row[column])
+    const { deletedAt } = this.definition
+    if (deletedAt !== undefined) query = query.orderBy(sql`${this.map.reference(deletedAt)} desc nulls first`).limit(1)
     const found = await query.executeTakeFirst()
     return this.inserted(found && this.entity(found))
   }
@@ -828,10 +835,6 @@ interface Limitable<Result> {
   limit(limit: number): { executeTakeFirst(): Promise<Result | undefined> }
 }
 
-function list<Item>(value: readonly Item[], refusal: () => DatabaseError): readonly Item[] {
-  if (Array.isArray(value)) return value
-  throw refusal()
-}
 function hasColumns(row: OpenRow): boolean {
   return Object.keys(row).length > 0
 }
@@ -848,3 +851,7 @@ function backInOrder<Item>(items: readonly Item[], places: readonly number[]): I
   return ordered
 }
 
+function list<Item>(value: readonly Item[], refusal: () => DatabaseError): readonly Item[] {
+  if (Array.isArray(value)) return value
+  throw refusal()
+}

@@ -621,6 +621,37 @@ describe('many rows', () => {
   })
 })
 
+describe('upsert', () => {
+  test('of a row that has nothing but its key leaves it as it is', async () => {
+    const members = new Members(await open())
+    const member = { club: 1, person: 'Ada' }
+    await members.create({ ...member, role: 'host' })
+    expect(await members.upsert(member, { conflict: ['club', 'person'] })).toEqual({ ...member, role: 'host' })
+    expect(await members.upsert({ ...member, role: 'x' }, { conflict: ['club', 'person'], update: [] })).toEqual({
+      ...member,
+      role: 'host',
+    })
+    await expect(members.upsert(member, { conflict: [] })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+
+  test('by an index of the rows that are not deleted leaves those that are', async () => {
+    const database = await open()
+    await database.query(sql.raw(`alter table articles drop constraint articles_title_key`))
+    await database.query(sql.raw(`create unique index on articles (title) where deleted_at is null`))
+    const articles = new Articles(database)
+    const first = await articles.upsert({ title: 'One' }, { conflict: ['title'] })
+    expect(await articles.upsert({ title: 'One', price: new Money(2) }, { conflict: ['title'] })).toMatchObject({
+      id: first.id,
+      price: new Money(2),
+    })
+    await articles.delete(first.id)
+    const second = await articles.upsert({ title: 'One', price: new Money(3) }, { conflict: ['title'] })
+    expect(second.id).not.toBe(first.id)
+    expect(await articles.upsert({ title: 'One' }, { conflict: ['title'], update: 'none' })).toEqual(second)
+    expect(await articles.withDeleted().count()).toBe(2)
+  })
+})
+
 describe('deletion that can be undone', () => {
   test('hides the row from everything but withDeleted', async () => {
     const { articles } = await withArticles(3)
