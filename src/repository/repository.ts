@@ -707,13 +707,15 @@ export abstract class Repository<
 
   private target(ref: unknown): Target {
     const isObject = typeof ref === 'object' && ref !== null && !(ref instanceof Date) && !(ref instanceof Uint8Array)
-    if (!isObject) return { key: this.keyOf(ref), version: undefined }
+    // A key that is mapped may be an object itself.
+    const isKey = !isObject || (this.key.length === 1 && !Object.hasOwn(ref, this.key[0] ?? ''))
+    if (isKey) return { key: this.keyOf(ref), version: undefined }
     const { version: property } = this.definition
-    const version = property !== undefined && Object.hasOwn(ref, property) ? (ref as OpenRow)[property] : undefined
-    if (version !== undefined && !Number.isSafeInteger(version)) {
-      throw this.map.refusal(`${property} must be a whole number`, property)
-    }
-    return { key: this.keyIn(ref), version: version as number | undefined }
+    if (property === undefined || !Object.hasOwn(ref, property)) return { key: this.keyIn(ref), version: undefined }
+    const version = (ref as OpenRow)[property]
+    // A version that was forgotten must not mean any.
+    if (!Number.isSafeInteger(version)) throw this.map.refusal(`${property} must be a whole number`, property)
+    return { key: this.keyIn(ref), version: version as number }
   }
 
   private isTarget({ key, version }: Target): Expression<SqlBool> {

@@ -329,6 +329,16 @@ describe('reads by key', () => {
     expect(statements.length).toBeLessThan(40)
   })
 
+  test('a key that is mapped to an object names a row wherever a key does', async () => {
+    const articles = new KeyedArticles(await open())
+    const { id } = await articles.create({ title: 'One' })
+    expect(await articles.getById(id)).toEqual({ id, title: 'One' })
+    expect((await articles.update(id, { title: 'Two' })).title).toBe('Two')
+    expect((await articles.update({ id, title: '' }, { title: 'Three' })).title).toBe('Three')
+    expect(await articles.delete(id)).toBe(true)
+    await expect(articles.delete({ title: 'Three' } as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+
   test('what the cache does not have is read at once as well, and stays until it is written', async () => {
     const { database } = await withArticles(5)
     const rates = new Rates(database)
@@ -722,6 +732,14 @@ describe('versions', () => {
     expect(await articles.delete({ id: 1, version: 4 })).toBe(true)
     expect(await articles.delete({ id: 99, version: 1 })).toBe(false)
     await expect(articles.update({ id: 99, version: 1 }, { title: 'X' })).rejects.toMatchObject({ code: 'NOT_FOUND' })
+  })
+
+  test('a version that was forgotten is not any version', async () => {
+    const { articles } = await withArticles(1)
+    const form = { id: 1, version: undefined } as never
+    await expect(articles.update(form, { title: 'New' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await expect(articles.delete(form)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    expect(await articles.getById(1)).toMatchObject({ version: 1, title: 'Title 1' })
   })
 
   test('of many who change the same version, one does', async () => {
