@@ -29,14 +29,17 @@ export class RowLoader {
 
   /** The row with this key. */
   loadRow(reading: Reading, key: Key): Promise<OpenRow | undefined> {
-    return this.#batched(reading, `key ${reading.variant}`, key, (keys) => this.#readAll(reading, keys))
+    const what = `key ${reading.variant}`
+    return this.#batched(reading, what, what, key, (keys) => this.#readAll(reading, keys))
   }
 
   /** The rows of `query` whose property has this value. */
   loadMany(reading: Reading, property: string, value: unknown, query: OpenQuery): Promise<OpenRow[]> {
     const { sql: text, parameters } = query.compile()
-    const name = `${property} ${text} ${described(parameters)}`
-    return this.#batched(reading, name, [value], (keys) => this.#lookUp(reading, [property], keys, query))
+    const what = `${property} ${text}`
+    return this.#batched(reading, what, `${what} ${described(parameters)}`, [value], (keys) =>
+      this.#lookUp(reading, [property], keys, query),
+    )
   }
 
   /** The row with this key, by a statement of its own. */
@@ -59,12 +62,14 @@ export class RowLoader {
 
   #batched<Result>(
     { source }: Reading,
+    what: string,
     name: string,
     key: Key,
     read: (keys: readonly Key[]) => Promise<readonly Result[]>,
   ): Promise<Result> {
     const { currentTransaction, db } = source
-    const onCall = (isShared: boolean): void => source.noteRead?.(`${this.#map.table} by ${name}`, isShared)
+    // Without the values that are in the name: what is noted is told in logs.
+    const onCall = (isShared: boolean): void => source.noteRead?.(`${this.#map.table} by ${what}`, isShared)
     const isRepeatable = currentTransaction === undefined && !db.isTransaction
     return this.#batches.load({ scope: currentTransaction ?? db, name, isRepeatable, onCall }, key, read)
   }

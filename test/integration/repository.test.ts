@@ -827,6 +827,13 @@ describe('a loop of reads', () => {
     expect(found.map(({ callSites }) => callSites[0]?.includes('repository.test.ts'))).toEqual([true, true])
   })
 
+  test('is told without the values that it reads by', async () => {
+    const { articles, found, warnings } = await watched()
+    for (let n = 0; n < 8; n += 1) await articles.loadMany('authorId', n, { where: { title: 'A secret' } })
+    expect(found).toHaveLength(1)
+    expect(JSON.stringify([found, warnings])).not.toContain('A secret')
+  })
+
   test('is none where reads start together, or many requests read the same once', async () => {
     const { articles, found } = await watched()
     for (let round = 0; round < 10; round += 1) {
