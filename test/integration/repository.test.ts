@@ -834,6 +834,14 @@ describe('a loop of reads', () => {
     expect(JSON.stringify([found, warnings])).not.toContain('A secret')
   })
 
+  test('is none where queries of Kysely start together', async () => {
+    const { database, found } = await watched()
+    const title = (id: number): Promise<unknown> =>
+      database.db.selectFrom('articles').select('title').where('id', '=', id).execute()
+    await Promise.all(Array.from({ length: 20 }, (_, n) => title(n)))
+    expect(found).toEqual([])
+  })
+
   test('is none where reads start together, or many requests read the same once', async () => {
     const { articles, found } = await watched()
     for (let round = 0; round < 10; round += 1) {
