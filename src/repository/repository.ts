@@ -54,7 +54,8 @@ export interface RepositoryDefinition<DB, Table extends keyof DB & string, Colum
   readonly validate?: { readonly create?: StandardSchema; readonly update?: StandardSchema }
   /**
    * Keeps what {@link Repository.findById} and {@link Repository.getById} read in the cache of the database, until the row is
-   * written through kanta, in any process. They give the same frozen entity to all who ask. Needs a database of
+   * written through kanta, in any process. They give the same frozen entity to all who ask; one that has a
+   * {@link PropertyMapping} is made for each of them. Needs a database of
    * `createDatabase()`. @default not cached
    */
   readonly cache?: RepositoryCacheOptions | undefined
