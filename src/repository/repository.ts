@@ -29,7 +29,7 @@ import type { OrderTerm } from './keyset-order.ts'
 import { type KeysetPage, type PageRequest, paginate, type PaginateOptions } from './pagination.ts'
 import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
 import { type Reading, RowLoader } from './row-loader.ts'
-import { type OpenQuery, type OpenRow, parenthesized, quoted } from './select-node.ts'
+import { type OpenQuery, type OpenRow, parenthesized, quoted, rewritten, withParentheses } from './select-node.ts'
 import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
@@ -515,8 +515,11 @@ export abstract class Repository<
 
   /** A query for entities of this table, to be narrowed with all that Kysely offers. */
   protected select(): SelectQueryBuilder<DB, Table, Entity> {
+    const alive = this.alive()
     let query = this.rows()
-    for (const condition of this.alive()) query = query.where(condition)
+    for (const condition of alive) query = query.where(condition)
+    // An alternative that is written by hand must not get around them.
+    if (alive.length > 0) query = rewritten(query, withParentheses)
     return (this.map.isMapped ? query.withPlugin(this.map.plugin) : query) as unknown as SelectQueryBuilder<
       DB,
       Table,

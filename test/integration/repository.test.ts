@@ -1,4 +1,4 @@
-import { type Generated, Kysely, type KyselyPlugin, PostgresDialect, type SqlBool, sql } from 'kysely'
+import { type Expression, type Generated, Kysely, type KyselyPlugin, PostgresDialect, type SqlBool, sql } from 'kysely'
 import { Pool } from 'pg'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { z } from 'zod'
@@ -82,6 +82,10 @@ class Articles extends Repository<Tables, 'articles', Article, typeof articleCol
       validate: { create: titled, update: titled.partial() },
       cache,
     })
+  }
+
+  firstOf(condition: Expression<SqlBool>): Promise<Article | undefined> {
+    return this.first((articles) => articles.where(condition))
   }
 
   dearest(): Promise<Article | undefined> {
@@ -329,6 +333,16 @@ describe('reads by key', () => {
     expect(statements.length).toBeLessThan(40)
   })
 
+  test('a text is the text that it is, also where an array would have another word for it', async () => {
+    const rates = new NamedRates(await open())
+    const names = ['null', 'NULL', '', '{}', '"', '\\', 'a,b', ' ']
+    await rates.createMany(names.map((name, n) => ({ rate: `${n}.00`, name })))
+    expect(await Promise.all(names.map(async (name) => (await rates.findById(name))?.name))).toEqual(names)
+    expect(await rates.count({ name: names })).toBe(names.length)
+    const lists = await Promise.all(names.map((name) => rates.loadMany('name', name)))
+    expect(lists.map((list) => list.map(({ name }) => name))).toEqual(names.map((name) => [name]))
+  })
+
   test('a key that is mapped to an object names a row wherever a key does', async () => {
     const articles = new KeyedArticles(await open())
     const { id } = await articles.create({ title: 'One' })
@@ -459,6 +473,7 @@ describe('conditions', () => {
     const lists = await Promise.all([4, 5].map((author) => articles.loadMany('authorId', author, { where: either })))
     expect(lists.map((list) => list.length)).toEqual([all.length, 0])
     expect((await articles.findPage(either)).items).toHaveLength(all.length)
+    expect(await articles.firstOf(sql<SqlBool>`id = 99 or id = 1`)).toBeUndefined()
   })
 
   test('a part of the entity, in an order with nulls first', async () => {
