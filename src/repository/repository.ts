@@ -33,16 +33,24 @@ import { type OpenQuery, type OpenRow, parenthesized, quoted, rewritten, withPar
 import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
-export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key, Property = keyof Columns> {
+export interface RepositoryDefinition<
+  DB,
+  Table extends keyof DB & string,
+  Columns,
+  Key,
+  Property = keyof Columns,
+  Counter = Property,
+> {
   readonly table: Table
   readonly columns: Columns
   /** The property that holds the primary key, or all of them; without one, calls that take a key do not compile. @default 'id' */
   readonly key?: Key | readonly Key[]
   /**
-   * The property with the number that grows with each change. Whoever changes or deletes a row by an entity that was read, and not by
-   * its key alone, is told by a {@link ConflictError} when the row has changed since. @default not counted
+   * The property with the number that grows with each change, in a column that is read as a number: `int4`, or `int8` with
+   * `postgres.types`. Whoever changes or deletes a row by an entity that was read, and not by its key alone, is told by a
+   * {@link ConflictError} when the row has changed since. @default not counted
    */
-  readonly version?: Property & string
+  readonly version?: Counter & string
   /** The property with the time of the last change, which each change sets to the server's time. @default not set */
   readonly updatedAt?: Property & string
   /**
@@ -117,6 +125,11 @@ export type RefOf<Entity, Key extends keyof Entity> =
   | IdOf<Entity, Key>
   | ([Key] extends [never] ? never : Readonly<Pick<Entity, Key> & Partial<Entity>>)
 
+/** The properties that are numbers. */
+type NumberOf<Entity> = {
+  [Property in keyof Entity]-?: Entity[Property] extends number ? Property : never
+}[keyof Entity]
+
 type IsUnion<T, Whole = T> = T extends unknown ? ([Whole] extends [T] ? false : true) : never
 
 /** What is asked for, by its key and perhaps the version that was read. */
@@ -189,7 +202,8 @@ export abstract class Repository<
       Table,
       Fitting<Columns, ColumnMap<DB, Table, Entity>>,
       Key,
-      keyof Entity & string
+      keyof Entity & string,
+      NumberOf<Entity>
     >,
   ) {
     const { columns, key = 'id', ...rest } = definition
