@@ -11,7 +11,13 @@ export interface RepeatedRead {
 }
 
 /** What one line of work has read lately: the newest first. Never changed, since others begin where it was. */
-type History = readonly { readonly read: string; readonly times: number; readonly since: number }[]
+type History = readonly {
+  readonly read: string
+  readonly times: number
+  readonly since: number
+  /** In which it was seen last. */
+  readonly tick: object
+}[]
 
 /** A loop of reads is faster than this for each of them; what is polled is slower. */
 const windowMs = 1_000
@@ -32,6 +38,7 @@ export class RepeatedReads {
   readonly #report: (found: RepeatedRead) => void
   readonly #context = new AsyncLocalStorage<History>()
   readonly #told = new Set<string>()
+  #tick: object | undefined
 
   constructor(threshold: number, report: (found: RepeatedRead) => void) {
     this.#threshold = threshold
@@ -43,8 +50,11 @@ export class RepeatedReads {
     const now = performance.now()
     const history = this.#context.getStore() ?? []
     const before = history.find((entry) => entry.read === read)
+    const tick = this.#thisTick()
+    // It started together with the one before, and did not wait for it.
+    if (before?.tick === tick) return
     const isRecent = before !== undefined && now - before.since < windowMs
-    const entry = isRecent ? { ...before, times: before.times + 1 } : { read, times: 1, since: now }
+    const entry = isRecent ? { ...before, times: before.times + 1, tick } : { read, times: 1, since: now, tick }
     // The caller goes on in this context, and its next read finds it.
     this.#context.enterWith([entry, ...history.filter((other) => other !== before)].slice(0, remembered))
     if (entry.times === this.#threshold) this.#tell(entry.read, entry.times)
@@ -56,6 +66,15 @@ export class RepeatedReads {
     this.#context.enterWith(
       history.map((entry) => (entry.read === read ? { ...entry, times: Math.max(0, entry.times - 1) } : entry)),
     )
+  }
+
+  /** The same until everything that is ready to run has run, promises included. */
+  #thisTick(): object {
+    if (this.#tick === undefined) {
+      this.#tick = {}
+      queueMicrotask(() => process.nextTick(() => (this.#tick = undefined)))
+    }
+    return this.#tick
   }
 
   #tell(read: string, times: number): void {

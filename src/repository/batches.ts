@@ -57,9 +57,12 @@ async function settle(calls: readonly Call[], read: ReadMany<unknown, never>, is
     const results = await read(calls.map(({ key }) => key))
     calls.forEach(({ resolve }, index) => resolve(results[index] as never))
   } catch (error) {
-    // One key that is none fails the statement for all; whose it is shows when each is asked for alone.
+    // One key that is none fails the statement for all; whose it is shows when each half is asked for alone. One after the other: of
+    // thousands, statements for all at once would be more than the pool takes.
     if (isRepeatable && calls.length > 1 && isDatabaseError(error) && error.code === 'INVALID_DATA') {
-      await Promise.all(calls.map((call) => settle([call], read, isRepeatable)))
+      const middle = Math.ceil(calls.length / 2)
+      await settle(calls.slice(0, middle), read, isRepeatable)
+      await settle(calls.slice(middle), read, isRepeatable)
     } else for (const { reject } of calls) reject(error)
   }
 }

@@ -1,5 +1,6 @@
 import {
   type Expression,
+  ExpressionWrapper,
   type Kysely,
   type RawBuilder,
   type SelectQueryBuilder,
@@ -28,20 +29,28 @@ import type { OrderTerm } from './keyset-order.ts'
 import { type KeysetPage, type PageRequest, paginate, type PaginateOptions } from './pagination.ts'
 import type { QuerySource, RepositoryCacheOptions } from './query-source.ts'
 import { type Reading, RowLoader } from './row-loader.ts'
-import { type OpenQuery, type OpenRow, quoted } from './select-node.ts'
+import { type OpenQuery, type OpenRow, parenthesized, quoted, rewritten, withParentheses } from './select-node.ts'
 import { type StandardSchema, validated, validatedAll } from './validation.ts'
 
 /** How a {@link Repository} finds its rows and maps them. */
-export interface RepositoryDefinition<DB, Table extends keyof DB & string, Columns, Key, Property = keyof Columns> {
+export interface RepositoryDefinition<
+  DB,
+  Table extends keyof DB & string,
+  Columns,
+  Key,
+  Property = keyof Columns,
+  Counter = Property,
+> {
   readonly table: Table
   readonly columns: Columns
   /** The property that holds the primary key, or all of them; without one, calls that take a key do not compile. @default 'id' */
   readonly key?: Key | readonly Key[]
   /**
-   * The property with the number that grows with each change. Whoever changes or deletes a row by an entity that was read, and not by
-   * its key alone, is told by a {@link ConflictError} when the row has changed since. @default not counted
+   * The property with the number that grows with each change, in a column that is read as a number: `int4`, or `int8` with
+   * `postgres.types`. Whoever changes or deletes a row by an entity that was read, and not by its key alone, is told by a
+   * {@link ConflictError} when the row has changed since. @default not counted
    */
-  readonly version?: Property & string
+  readonly version?: Counter & string
   /** The property with the time of the last change, which each change sets to the server's time. @default not set */
   readonly updatedAt?: Property & string
   /**
@@ -53,7 +62,8 @@ export interface RepositoryDefinition<DB, Table extends keyof DB & string, Colum
   readonly validate?: { readonly create?: StandardSchema; readonly update?: StandardSchema }
   /**
    * Keeps what {@link Repository.findById} and {@link Repository.getById} read in the cache of the database, until the row is
-   * written through kanta, in any process. They give the same frozen entity to all who ask. Needs a database of
+   * written through kanta, in any process. They give the same frozen entity to all who ask; one that has a
+   * {@link PropertyMapping} is made for each of them. Needs a database of
    * `createDatabase()`. @default not cached
    */
   readonly cache?: RepositoryCacheOptions | undefined
@@ -114,6 +124,11 @@ export type IdOf<Entity, Key extends keyof Entity> = [Key] extends [never]
 export type RefOf<Entity, Key extends keyof Entity> =
   | IdOf<Entity, Key>
   | ([Key] extends [never] ? never : Readonly<Pick<Entity, Key> & Partial<Entity>>)
+
+/** The properties that are numbers. */
+type NumberOf<Entity> = {
+  [Property in keyof Entity]-?: Entity[Property] extends number ? Property : never
+}[keyof Entity]
 
 type IsUnion<T, Whole = T> = T extends unknown ? ([Whole] extends [T] ? false : true) : never
 
@@ -187,7 +202,8 @@ export abstract class Repository<
       Table,
       Fitting<Columns, ColumnMap<DB, Table, Entity>>,
       Key,
-      keyof Entity & string
+      keyof Entity & string,
+      NumberOf<Entity>
     >,
   ) {
     const { columns, key = 'id', ...rest } = definition
@@ -397,12 +413,20 @@ export abstract class Repository<
     const rows = valid.map((item) => this.map.toRow(item, 'createMany'))
     if (rows.length === 0) return []
     const { database } = this
-    if (database.insertMany === undefined) return this.transaction((inside) => inside.insertInChunks(rows))
+    // A row of nothing but defaults is in no array.
+    if (database.insertMany === undefined || !rows.every(hasColumns)) {
+      return this.transaction((inside) => inside.insertInChunks(rows))
+    }
     const returning = this.map.properties.map((property) => this.map.column(property))
-    const created = await database.insertMany(this.definition.table, rows as never[], {
+    // Rows with the same columns are written together, and so they come back.
+    const places = placesByColumns(rows)
+    const sent = places.map((place) => rows[place])
+    const created = await database.insertMany(this.definition.table, sent as never[], {
       returning: returning as never[],
     })
-    return created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
+    const entities = created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
+    // A trigger that suppresses rows leaves nothing to tell them by.
+    return entities.length === places.length ? backInOrder(entities, places) : entities
   }
 
   /**
@@ -415,22 +439,27 @@ export abstract class Repository<
   ): Promise<Entity> {
     const row = await this.newRow(values, 'upsert')
     const keys = conflict.map((property) => this.map.column(property))
-    const given =
-      update === undefined ? Object.keys(row) : update === 'none' ? [] : update.map((p) => this.map.column(p))
-    const changed = given.filter((column) => !keys.includes(column))
+    if (keys.length === 0) throw this.map.refusal('upsert needs the properties of a unique index in conflict')
+    const given = update === undefined || update === 'none' ? Object.keys(row) : update.map((p) => this.map.column(p))
+    const taken = given
+      .filter((column) => !keys.includes(column))
+      .map((column) => [column, sql.ref(`excluded.${column}`)] as const)
+    const changes =
+      update === 'none' ? {} : { ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() }
+    const isKept = Object.keys(changes).length === 0
+    const { deletedAt } = this.definition
     const insert = this.tables.insertInto(this.table).values(row)
     const written = await insert
       .onConflict((rule) => {
-        const target = rule.columns(keys)
-        if (update === 'none') return target.doNothing()
-        const taken = changed.map((column) => [column, sql.ref(`excluded.${column}`)] as const)
-        return target.doUpdateSet({ ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() })
+        const columns = rule.columns(keys)
+        // Any unique index serves, also one of the rows that are not deleted.
+        const target = deletedAt === undefined ? columns : columns.where(this.map.column(deletedAt), 'is', null)
+        return isKept ? target.doNothing() : target.doUpdateSet(changes)
       })
       .returning(this.map.selection())
       .executeTakeFirst()
     if (written !== undefined) return this.entity(written)
-    if (update !== 'none') return this.inserted(undefined)
-    return this.existing(keys, row)
+    return isKept ? this.existing(keys, row) : this.inserted(undefined)
   }
 
   /**
@@ -500,8 +529,11 @@ export abstract class Repository<
 
   /** A query for entities of this table, to be narrowed with all that Kysely offers. */
   protected select(): SelectQueryBuilder<DB, Table, Entity> {
+    const alive = this.alive()
     let query = this.rows()
-    for (const condition of this.alive()) query = query.where(condition)
+    for (const condition of alive) query = query.where(condition)
+    // An alternative that is written by hand must not get around them.
+    if (alive.length > 0) query = rewritten(query, withParentheses)
     return (this.map.isMapped ? query.withPlugin(this.map.plugin) : query) as unknown as SelectQueryBuilder<
       DB,
       Table,
@@ -648,7 +680,10 @@ export abstract class Repository<
     const alive = this.alive()
     if (given.length === 0) return alive
     const [where] = given
-    if (typeof where === 'function') return [where(expressionBuilder<DB, Table>()), ...alive]
+    if (typeof where === 'function') {
+      const condition = where(expressionBuilder<DB, Table>()).toOperationNode()
+      return [new ExpressionWrapper<DB, Table, SqlBool>(parenthesized(condition)), ...alive]
+    }
     const named = entries(where, () => this.map.refusal('a condition must be a plain object or a function'))
     return [
       ...named.map(([property, condition]) =>
@@ -691,13 +726,15 @@ export abstract class Repository<
 
   private target(ref: unknown): Target {
     const isObject = typeof ref === 'object' && ref !== null && !(ref instanceof Date) && !(ref instanceof Uint8Array)
-    if (!isObject) return { key: this.keyOf(ref), version: undefined }
+    // A key that is mapped may be an object itself.
+    const isKey = !isObject || (this.key.length === 1 && !Object.hasOwn(ref, this.key[0] ?? ''))
+    if (isKey) return { key: this.keyOf(ref), version: undefined }
     const { version: property } = this.definition
-    const version = property !== undefined && Object.hasOwn(ref, property) ? (ref as OpenRow)[property] : undefined
-    if (version !== undefined && !Number.isSafeInteger(version)) {
-      throw this.map.refusal(`${property} must be a whole number`, property)
-    }
-    return { key: this.keyIn(ref), version: version as number | undefined }
+    if (property === undefined || !Object.hasOwn(ref, property)) return { key: this.keyIn(ref), version: undefined }
+    const version = (ref as OpenRow)[property]
+    // A version that was forgotten must not mean any.
+    if (!Number.isSafeInteger(version)) throw this.map.refusal(`${property} must be a whole number`, property)
+    return { key: this.keyIn(ref), version: version as number }
   }
 
   private isTarget({ key, version }: Target): Expression<SqlBool> {
@@ -790,12 +827,13 @@ export abstract class Repository<
   /** For a Kysely that has no statement for many rows: as many values as the protocol takes. */
   private async insertInChunks(rows: readonly OpenRow[]): Promise<Entity[]> {
     const columns = new Set(rows.flatMap((row) => Object.keys(row))).size
-    const perStatement = Math.max(1, Math.floor(maxParameters / Math.max(1, columns)))
+    const perStatement = columns === 0 ? 1 : Math.max(1, Math.floor(maxParameters / columns))
     const created: Entity[] = []
     for (let from = 0; from < rows.length; from += perStatement) {
       const part = rows.slice(from, from + perStatement)
-      const insert = this.tables.insertInto(this.table).values(part).returning(this.map.selection())
-      created.push(...this.entities(await insert.execute()))
+      const into = this.tables.insertInto(this.table)
+      const insert = columns === 0 ? into.defaultValues() : into.values(part)
+      created.push(...this.entities(await insert.returning(this.map.selection()).execute()))
     }
     return created
   }
@@ -803,6 +841,8 @@ export abstract class Repository<
   private async existing(columns: readonly string[], row: OpenRow): Promise<Entity> {
     let query = this.rows()
     for (const column of columns) query = query.where(sql.ref(`${this.table}.${column}`), '=', row[column])
+    const { deletedAt } = this.definition
+    if (deletedAt !== undefined) query = query.orderBy(sql`${this.map.reference(deletedAt)} desc nulls first`).limit(1)
     const found = await query.executeTakeFirst()
     return this.inserted(found && this.entity(found))
   }
@@ -814,6 +854,22 @@ const maxParameters = 65_535
 /** A query that can be cut after its first row. */
 interface Limitable<Result> {
   limit(limit: number): { executeTakeFirst(): Promise<Result | undefined> }
+}
+
+function hasColumns(row: OpenRow): boolean {
+  return Object.keys(row).length > 0
+}
+
+/** The places of the rows in their list, those together whose rows have the same columns. */
+function placesByColumns(rows: readonly OpenRow[]): readonly number[] {
+  const groups = Map.groupBy(rows.keys(), (place) => Object.keys(rows[place] ?? {}).join('\0'))
+  return [...groups.values()].flat()
+}
+
+function backInOrder<Item>(items: readonly Item[], places: readonly number[]): Item[] {
+  const ordered = [...items]
+  for (const [index, item] of items.entries()) ordered[places[index] ?? index] = item
+  return ordered
 }
 
 function list<Item>(value: readonly Item[], refusal: () => DatabaseError): readonly Item[] {

@@ -1,4 +1,4 @@
-import { type Expression, type RawBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
+import { type Expression, type Kysely, type RawBuilder, type SqlBool, expressionBuilder, sql } from 'kysely'
 import { Batches } from './batches.ts'
 import type { QuerySource } from './query-source.ts'
 import type { RowMap } from './row-map.ts'
@@ -29,14 +29,17 @@ export class RowLoader {
 
   /** The row with this key. */
   loadRow(reading: Reading, key: Key): Promise<OpenRow | undefined> {
-    return this.#batched(reading, `key ${reading.variant}`, key, (keys) => this.#readAll(reading, keys))
+    const what = `key ${reading.variant}`
+    return this.#batched(reading, what, what, key, (keys) => this.#readAll(reading, keys))
   }
 
   /** The rows of `query` whose property has this value. */
   loadMany(reading: Reading, property: string, value: unknown, query: OpenQuery): Promise<OpenRow[]> {
     const { sql: text, parameters } = query.compile()
-    const name = `${property} ${text} ${described(parameters)}`
-    return this.#batched(reading, name, [value], (keys) => this.#lookUp(reading, [property], keys, query))
+    const what = `${property} ${text}`
+    return this.#batched(reading, what, `${what} ${described(parameters)}`, [value], (keys) =>
+      this.#lookUp(reading, [property], keys, query),
+    )
   }
 
   /** The row with this key, by a statement of its own. */
@@ -59,12 +62,14 @@ export class RowLoader {
 
   #batched<Result>(
     { source }: Reading,
+    what: string,
     name: string,
     key: Key,
     read: (keys: readonly Key[]) => Promise<readonly Result[]>,
   ): Promise<Result> {
     const { currentTransaction, db } = source
-    const onCall = (isShared: boolean): void => source.noteRead?.(`${this.#map.table} by ${name}`, isShared)
+    // Without the values that are in the name: what is noted is told in logs.
+    const onCall = (isShared: boolean): void => source.noteRead?.(`${this.#map.table} by ${what}`, isShared)
     const isRepeatable = currentTransaction === undefined && !db.isTransaction
     return this.#batches.load({ scope: currentTransaction ?? db, name, isRepeatable, onCall }, key, read)
   }
@@ -79,11 +84,14 @@ export class RowLoader {
       return found.map(([row]) => row)
     }
     const rows = await this.#readAny(reading, property, [...new Set(keys.map(([value]) => value))])
-    const { found, isComplete } = inOrderOf(keys, rows, property)
+    const found = inOrderOf(keys, rows, property)
     // The server knows more ways to write one key than we do, for instance in a case-insensitive column.
-    return isComplete
-      ? found
-      : Promise.all(found.map(async (row, index) => row ?? this.readRow(reading, keys[index] ?? [])))
+    const areSure = rows.every((row) => hasOneForm(row[property]))
+    const doubtful = keys.filter(([value], index) => found[index] === undefined && !(areSure && hasOneForm(value)))
+    if (rows.length === 0 || doubtful.length === 0) return found
+    const lists = await this.#lookUp(reading, this.#key, doubtful, reading.rows())
+    const late = new Map(doubtful.map((key, index) => [key, lists[index]?.[0]]))
+    return found.map((row, index) => row ?? late.get(keys[index] ?? []))
   }
 
   #readAny(reading: Reading, property: string, keys: readonly unknown[]): Promise<OpenRow[]> {
@@ -117,8 +125,12 @@ export class RowLoader {
     const names = properties.map((_, index) => `value${index}`)
     // What is never there gives the arrays the type of their column.
     const arrays = properties.map((property, index) => {
-      const typed = sql`array(select ${this.#map.reference(property)} from ${sql.table(this.#map.table)} where false)`
-      return sql`coalesce(${keys.map((key) => key[index])}, ${typed})`
+      // Of a domain it is what the domain is made of: a value that the domain refuses is not there, and no error.
+      const none = (source.db as unknown as Kysely<Record<string, OpenRow>>)
+        .selectFrom(this.#map.table)
+        .select(sql`coalesce(${this.#map.reference(property)}, null)`.as('value'))
+        .where(sql.lit(false))
+      return sql`coalesce(${keys.map((key) => key[index])}, array(${none}))`
     })
     let matching = query
     for (const [index, property] of properties.entries()) {
@@ -135,31 +147,33 @@ export class RowLoader {
   }
 }
 
-/** Each caller has a row of its own. `isComplete`: each row is that of a key. */
-function inOrderOf(
-  keys: readonly Key[],
-  rows: readonly OpenRow[],
-  property: string,
-): { readonly found: readonly (OpenRow | undefined)[]; readonly isComplete: boolean } {
+/** Each caller has a row of its own. */
+function inOrderOf(keys: readonly Key[], rows: readonly OpenRow[], property: string): readonly (OpenRow | undefined)[] {
   const left = new Map(rows.map((row) => [identity(row[property]), row]))
   const given = new Set<OpenRow>()
-  const found = keys.map(([value]) => {
+  return keys.map(([value]) => {
     const row = left.get(identity(value))
     if (row === undefined || given.has(row)) return row && { ...row }
     given.add(row)
     return row
   })
-  return { found, isComplete: given.size === rows.length }
+}
+
+/** Whole numbers and lower-case UUIDs: two of them are the same key only if they are written alike. */
+function hasOneForm(value: unknown): boolean {
+  return /^(?:0|-?[1-9]\d*|[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12})$/.test(identity(value))
 }
 
 /** What equal keys have in common, as far as is known of them here. */
 function identity(value: unknown): string {
   if (value instanceof Date) return value.toISOString()
   if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
-  const text = String(value)
-  return /^[\da-f]{8}-(?:[\da-f]{4}-){3}[\da-f]{12}$/i.test(text) ? text.toLowerCase() : text
+  return String(value)
 }
 
 function described(parameters: readonly unknown[]): string {
-  return JSON.stringify(parameters, (_, value: unknown) => (typeof value === 'bigint' ? `${value}n` : value))
+  // Of what JSON has no word for, one would be taken for the other.
+  return JSON.stringify(parameters, (_, value: unknown) =>
+    typeof value === 'bigint' || (typeof value === 'number' && !Number.isFinite(value)) ? `${value}n` : value,
+  )
 }

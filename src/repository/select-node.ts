@@ -48,7 +48,8 @@ export function withParentheses(select: SelectQueryNode): SelectQueryNode {
   return select.where === undefined ? select : { ...select, where: WhereNode.create(parenthesized(select.where.where)) }
 }
 
-function parenthesized(node: OperationNode): OperationNode {
+/** A condition of which no part binds to what is added to it. */
+export function parenthesized(node: OperationNode): OperationNode {
   if (AndNode.is(node)) return AndNode.create(parenthesized(node.left), parenthesized(node.right))
   return RawNode.is(node) ? ParensNode.create(node) : node
 }

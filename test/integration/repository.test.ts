@@ -1,4 +1,4 @@
-import { type Generated, Kysely, type KyselyPlugin, PostgresDialect, sql } from 'kysely'
+import { type Expression, type Generated, Kysely, type KyselyPlugin, PostgresDialect, type SqlBool, sql } from 'kysely'
 import { Pool } from 'pg'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { z } from 'zod'
@@ -84,6 +84,10 @@ class Articles extends Repository<Tables, 'articles', Article, typeof articleCol
     })
   }
 
+  firstOf(condition: Expression<SqlBool>): Promise<Article | undefined> {
+    return this.first((articles) => articles.where(condition))
+  }
+
   dearest(): Promise<Article | undefined> {
     return this.first((articles) => articles.orderBy('price_minor', (order) => order.desc().nullsLast()))
   }
@@ -103,6 +107,41 @@ const rateColumns = { rate: 'rate', name: 'name' } as const
 class Rates extends Repository<Tables, 'rates', Tables['rates'], typeof rateColumns, 'rate'> {
   constructor(database: QuerySource<Tables>) {
     super(database, { table: 'rates', columns: rateColumns, key: 'rate' })
+  }
+}
+
+/** Rates by their name, of whatever type that is. */
+class NamedRates extends Repository<Tables, 'rates', Tables['rates'], typeof rateColumns, 'name'> {
+  constructor(database: QuerySource<Tables>) {
+    super(database, { table: 'rates', columns: rateColumns, key: 'name' })
+  }
+}
+
+class ArticleId {
+  readonly value: number
+
+  constructor(value: number) {
+    this.value = value
+  }
+}
+
+const keyedColumns = {
+  id: {
+    column: 'id',
+    fromColumn: (value: number) => new ArticleId(value),
+    toColumn: ({ value }: ArticleId) => value,
+  },
+  title: 'title',
+} as const
+
+class KeyedArticles extends Repository<
+  Tables,
+  'articles',
+  { readonly id: ArticleId; readonly title: string },
+  typeof keyedColumns
+> {
+  constructor(database: QuerySource<Tables>) {
+    super(database, { table: 'articles', columns: keyedColumns })
   }
 }
 
@@ -180,12 +219,15 @@ describe('reads by key', () => {
 
   test('a batch is of one transaction: each sees its own writes, and only those', async () => {
     const { database, articles } = await withArticles(2)
+    const { promise: outsideRead, resolve: markRead } = Promise.withResolvers<void>()
     const titles = await Promise.all([
       database.transaction(async () => {
         await articles.update(1, { title: 'Changed' })
-        return Promise.all([articles.getById(1), articles.getById(2)])
+        const inside = await Promise.all([articles.getById(1), articles.getById(2)])
+        await outsideRead
+        return inside
       }),
-      Promise.all([articles.getById(1), articles.getById(2)]),
+      Promise.all([articles.getById(1), articles.getById(2)]).finally(markRead),
     ])
     expect(titles.map((pair) => pair.map(({ title }) => title))).toEqual([
       ['Changed', 'Title 2'],
@@ -247,6 +289,68 @@ describe('reads by key', () => {
     await rates.createMany(['1', '2', '3'].map((rate) => ({ rate, name: `Rate ${rate}` })))
     const found = await Promise.all(['1', '2.00', '3.000', '4'].map((rate) => rates.findById(rate)))
     expect(found.map((rate) => rate?.name)).toEqual(['Rate 1', 'Rate 2', 'Rate 3', undefined])
+  })
+
+  test('also in several ways at once, in no more than one further statement', async () => {
+    const database = await open()
+    const rates = new Rates(database)
+    await rates.createMany(['1', '2', '3'].map((rate) => ({ rate, name: `Rate ${rate}` })))
+    let found: unknown[] = []
+    const statements = await statementsOf(database, async () => {
+      found = await Promise.all(['1', '1.00', '2', '2.0', '4'].map(async (rate) => (await rates.findById(rate))?.name))
+    })
+    expect(found).toEqual(['Rate 1', 'Rate 1', 'Rate 2', 'Rate 2', undefined])
+    expect(statements).toHaveLength(2)
+  })
+
+  test('texts that differ in case are two keys, also where they look like UUIDs', async () => {
+    const database = await open()
+    const id = 'abcdef00-0000-4000-8000-000000000000'
+    const rates = new NamedRates(database)
+    await rates.createMany([
+      { rate: '1.00', name: id },
+      { rate: '2.00', name: id.toUpperCase() },
+    ])
+    const found = await Promise.all([rates.findById(id), rates.findById(id.toUpperCase())])
+    expect(found.map((rate) => rate?.rate)).toEqual(['1.00', '2.00'])
+    await database.query(
+      sql.raw(`delete from rates where rate = 1; alter table rates alter name type uuid using name::uuid`),
+    )
+    const again = await Promise.all([rates.findById(id), rates.findById(id.toUpperCase())])
+    expect(again.map((rate) => rate?.rate)).toEqual(['2.00', '2.00'])
+  })
+
+  test('one key that is none among thousands costs the others nothing', async () => {
+    const { database, articles } = await withArticles(3)
+    let settled: PromiseSettledResult<unknown>[] = []
+    const statements = await statementsOf(database, async () => {
+      const keys = Array.from({ length: 5_000 }, (_, n) => (n === 7 ? ('none' as never) : n))
+      settled = await Promise.allSettled(keys.map((id) => articles.findById(id)))
+    })
+    expect(settled.flatMap((result, n) => (result.status === 'rejected' ? [[n, result.reason.code]] : []))).toEqual([
+      [7, 'INVALID_DATA'],
+    ])
+    expect(statements.length).toBeLessThan(40)
+  })
+
+  test('a text is the text that it is, also where an array would have another word for it', async () => {
+    const rates = new NamedRates(await open())
+    const names = ['null', 'NULL', '', '{}', '"', '\\', 'a,b', ' ']
+    await rates.createMany(names.map((name, n) => ({ rate: `${n}.00`, name })))
+    expect(await Promise.all(names.map(async (name) => (await rates.findById(name))?.name))).toEqual(names)
+    expect(await rates.count({ name: names })).toBe(names.length)
+    const lists = await Promise.all(names.map((name) => rates.loadMany('name', name)))
+    expect(lists.map((list) => list.map(({ name }) => name))).toEqual(names.map((name) => [name]))
+  })
+
+  test('a key that is mapped to an object names a row wherever a key does', async () => {
+    const articles = new KeyedArticles(await open())
+    const { id } = await articles.create({ title: 'One' })
+    expect(await articles.getById(id)).toEqual({ id, title: 'One' })
+    expect((await articles.update(id, { title: 'Two' })).title).toBe('Two')
+    expect((await articles.update({ id, title: '' }, { title: 'Three' })).title).toBe('Three')
+    expect(await articles.delete(id)).toBe(true)
+    await expect(articles.delete({ title: 'Three' } as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
   })
 
   test('what the cache does not have is read at once as well, and stays until it is written', async () => {
@@ -319,6 +423,36 @@ describe('loadMany', () => {
   })
 })
 
+describe('loadMany of what is special', () => {
+  test('what a domain refuses is not there', async () => {
+    const database = await open()
+    await database.query(sql.raw(`create domain short as text check (length(value) < 5)`))
+    await database.query(sql.raw(`alter table rates alter name type short`))
+    const rates = new Rates(database)
+    await rates.create({ rate: '1.00', name: 'One' })
+    const lists = await Promise.all(['One', 'too long for it'].map((name) => rates.loadMany('name', name)))
+    expect(lists.map((list) => list.length)).toEqual([1, 0])
+  })
+
+  test('in the schema of its Kysely', async () => {
+    const { database } = await withArticles(3)
+    await database.query(sql.raw(`create schema other; alter table articles set schema other`))
+    const articles = new Articles({ db: database.db.withSchema('other') })
+    const lists = await Promise.all([1, 2].map((author) => articles.loadMany('authorId', author)))
+    expect(lists.map((list) => list.map(({ id }) => id))).toEqual([[2], [3]])
+  })
+
+  test('numbers for which JSON has no word are told apart', async () => {
+    const { database, articles } = await withArticles(3)
+    await database.query(sql.raw(`alter table articles alter version type float8`))
+    const bounds = [-Infinity, Infinity]
+    const lists = await Promise.all(
+      bounds.map((bound) => articles.loadMany('authorId', 1, { where: { version: op.lt(bound) } })),
+    )
+    expect(lists.map((list) => list.length)).toEqual([0, 1])
+  })
+})
+
 describe('conditions', () => {
   test('op compares, and not finds all that the condition does not', async () => {
     const { articles } = await withArticles(20)
@@ -342,6 +476,18 @@ describe('conditions', () => {
     await expect(articles.count({ title: op.gt({ toString: () => '' } as never) })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
     })
+  })
+
+  test('an alternative that is written by hand stays one, whatever is added to it', async () => {
+    const { articles } = await withArticles(20)
+    await articles.delete(1)
+    const either = () => sql<SqlBool>`id = 1 or author_id = 4`
+    const all = await articles.findMany({ authorId: 4 })
+    expect(await articles.count(either)).toBe(all.length)
+    const lists = await Promise.all([4, 5].map((author) => articles.loadMany('authorId', author, { where: either })))
+    expect(lists.map((list) => list.length)).toEqual([all.length, 0])
+    expect((await articles.findPage(either)).items).toHaveLength(all.length)
+    expect(await articles.firstOf(sql<SqlBool>`id = 99 or id = 1`)).toBeUndefined()
   })
 
   test('a part of the entity, in an order with nulls first', async () => {
@@ -412,6 +558,46 @@ describe('many rows', () => {
     expect(await articles.createMany([])).toEqual([])
   })
 
+  test('come back in their order also where they have different columns', async () => {
+    const { database, articles } = await withArticles(0)
+    const values = [
+      { title: 'A', price: new Money(1) },
+      { title: 'B' },
+      { price: null, title: 'C' },
+      { title: 'D', price: undefined },
+    ]
+    for (const repository of [articles, new Articles({ db: database.db })]) {
+      const created = await repository.createMany(values as never)
+      expect(created.map(({ title }) => title)).toEqual(['A', 'B', 'C', 'D'])
+      await repository.purge(created[0]?.id ?? 0)
+      // All or none.
+      await expect(repository.createMany([{ title: 'A', price: null }, { title: 'B' }])).rejects.toMatchObject({
+        code: 'UNIQUE_VIOLATION',
+      })
+      expect(await repository.exists({ title: 'A' })).toBe(false)
+      await repository.updateMany(() => sql.lit(true), { price: null })
+      await repository.deleteMany({ title: ['B', 'C', 'D'] })
+      for (const { id } of created) await repository.purge(id)
+    }
+  })
+
+  test('may be of nothing but defaults', async () => {
+    const database = await open()
+    await database.query(
+      sql.raw(
+        `alter table members alter club set default 1, drop constraint members_pkey, alter person set default ''`,
+      ),
+    )
+    const members = new Members(database)
+    expect(await members.createMany([{}, { person: 'Ada' }, {}] as never)).toMatchObject([
+      { person: '' },
+      { person: 'Ada' },
+      { person: '' },
+    ])
+    expect(await members.createMany([{}, {}] as never)).toHaveLength(2)
+    expect(await new Members({ db: database.db }).createMany([{}, {}] as never)).toHaveLength(2)
+  })
+
   test('are all there or none', async () => {
     const articles = new Articles(await open())
     const twice = [{ title: 'One' }, { title: 'Two' }, { title: 'One' }]
@@ -471,6 +657,37 @@ describe('many rows', () => {
       deletedAt: null,
     })
     expect(await articles.count()).toBe(1)
+  })
+})
+
+describe('upsert', () => {
+  test('of a row that has nothing but its key leaves it as it is', async () => {
+    const members = new Members(await open())
+    const member = { club: 1, person: 'Ada' }
+    await members.create({ ...member, role: 'host' })
+    expect(await members.upsert(member, { conflict: ['club', 'person'] })).toEqual({ ...member, role: 'host' })
+    expect(await members.upsert({ ...member, role: 'x' }, { conflict: ['club', 'person'], update: [] })).toEqual({
+      ...member,
+      role: 'host',
+    })
+    await expect(members.upsert(member, { conflict: [] })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+  })
+
+  test('by an index of the rows that are not deleted leaves those that are', async () => {
+    const database = await open()
+    await database.query(sql.raw(`alter table articles drop constraint articles_title_key`))
+    await database.query(sql.raw(`create unique index on articles (title) where deleted_at is null`))
+    const articles = new Articles(database)
+    const first = await articles.upsert({ title: 'One' }, { conflict: ['title'] })
+    expect(await articles.upsert({ title: 'One', price: new Money(2) }, { conflict: ['title'] })).toMatchObject({
+      id: first.id,
+      price: new Money(2),
+    })
+    await articles.delete(first.id)
+    const second = await articles.upsert({ title: 'One', price: new Money(3) }, { conflict: ['title'] })
+    expect(second.id).not.toBe(first.id)
+    expect(await articles.upsert({ title: 'One' }, { conflict: ['title'], update: 'none' })).toEqual(second)
+    expect(await articles.withDeleted().count()).toBe(2)
   })
 })
 
@@ -544,6 +761,14 @@ describe('versions', () => {
     expect(await articles.delete({ id: 1, version: 4 })).toBe(true)
     expect(await articles.delete({ id: 99, version: 1 })).toBe(false)
     await expect(articles.update({ id: 99, version: 1 }, { title: 'X' })).rejects.toMatchObject({ code: 'NOT_FOUND' })
+  })
+
+  test('a version that was forgotten is not any version', async () => {
+    const { articles } = await withArticles(1)
+    const form = { id: 1, version: undefined } as never
+    await expect(articles.update(form, { title: 'New' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    await expect(articles.delete(form)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    expect(await articles.getById(1)).toMatchObject({ version: 1, title: 'Title 1' })
   })
 
   test('of many who change the same version, one does', async () => {
@@ -629,6 +854,21 @@ describe('a loop of reads', () => {
       }
     })
     expect(found.map(({ callSites }) => callSites[0]?.includes('repository.test.ts'))).toEqual([true, true])
+  })
+
+  test('is told without the values that it reads by', async () => {
+    const { articles, found, warnings } = await watched()
+    for (let n = 0; n < 8; n += 1) await articles.loadMany('authorId', n, { where: { title: 'A secret' } })
+    expect(found).toHaveLength(1)
+    expect(JSON.stringify([found, warnings])).not.toContain('A secret')
+  })
+
+  test('is none where queries of Kysely start together', async () => {
+    const { database, found } = await watched()
+    const title = (id: number): Promise<unknown> =>
+      database.db.selectFrom('articles').select('title').where('id', '=', id).execute()
+    await Promise.all(Array.from({ length: 20 }, (_, n) => title(n)))
+    expect(found).toEqual([])
   })
 
   test('is none where reads start together, or many requests read the same once', async () => {

@@ -228,3 +228,13 @@ test('a mapped property is what its functions say, of the column that they name'
   }
   expectTypeOf<Wrong | WrongType>().not.toBeAny()
 })
+
+test('a version is counted in a property that is a number', () => {
+  class Versioned extends Repository<DB, 'categories', Category, typeof categoryColumns> {
+    constructor(source: QuerySource<DB>) {
+      // @ts-expect-error: a text, as int8 is read, is no number to compare versions by
+      super(source, { table: 'categories', columns: categoryColumns, version: 'slug' })
+    }
+  }
+  expectTypeOf(new Versioned(database)).toExtend<Repository<DB, 'categories', Category, typeof categoryColumns>>()
+})
