@@ -37,9 +37,10 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5 }))
 
-test('it holds the build and nothing of the sources, tests and scripts', () => {
-  const expected = /^(dist\/.+\.(js|d\.ts)|package\.json|README\.md|CHANGELOG\.md|LICENSE)$/
+test('it holds the build, the migrations of the domain, and nothing of the sources, tests and scripts', () => {
+  const expected = /^(dist\/.+\.(js|d\.ts)|migrations\/\d{4}_\w+\.sql|package\.json|README\.md|CHANGELOG\.md|LICENSE)$/
   expect(packed.filter((path) => !expected.test(path))).toEqual([])
+  expect(packed).toContain('migrations/0001_identifiers.sql')
   for (const { types, default: file } of Object.values(manifest.exports)) {
     expect(packed).toContain(types.slice('./'.length))
     expect(packed).toContain(file.slice('./'.length))
