@@ -150,6 +150,29 @@ test('a hook that asks the database does so after the connection is free, in and
   await check(single)
 })
 
+test('a role that may not use a schema with deferred constraints has a sandbox all the same', async () => {
+  await database.query(sql`create schema hidden`)
+  await database.query(sql`create table hidden.pairs (a int primary key deferrable initially deferred)`)
+  const role = `kanta_small_${process.pid}`
+  await database.query(sql`create role ${sql.id(role)} login password 'small'`)
+  await database.query(sql`grant all on notes to ${sql.id(role)}`)
+  const ofRole = new URL(url)
+  ofRole.username = role
+  ofRole.password = 'small'
+  const small = await createDatabase<DB>({ postgres: { url: ofRole.href }, redis: false })
+  try {
+    await sandbox(small, async (inside) => {
+      await inside.transaction(() => write(inside, 1))
+      await inside.transaction(() => write(inside, 2))
+      expect(await ids(inside)).toEqual([1, 2])
+    })
+  } finally {
+    await small.close()
+    await database.query(sql`drop owned by ${sql.id(role)}`)
+    await database.query(sql`drop role ${sql.id(role)}`)
+  }
+})
+
 test('what is no database of kanta is refused', async () => {
   await expect(openSandbox({} as Database<DB>)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
 })

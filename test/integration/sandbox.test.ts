@@ -179,6 +179,20 @@ describe.each(Object.keys(servers))('on %s', (kind) => {
     expect(await box.database.queryCount(sql`select count(*) from pairs`)).toBe(4)
   })
 
+  test('constraints that are deferred may come and go in it', async () => {
+    await using box = await open()
+    const { database: inside } = box
+    await inside.query(sql`create table twins (a int primary key, b int references twins deferrable initially deferred)`)
+    await inside.transaction(() => inside.query(sql`drop table pairs`))
+    await inside.transaction(async () => {
+      await inside.query(sql`insert into twins values (1, 2)`)
+      await inside.query(sql`insert into twins values (2, 1)`)
+    })
+    const alone = inside.transaction(() => inside.query(sql`insert into twins values (3, 4)`))
+    await expect(alone).rejects.toMatchObject({ code: 'FOREIGN_KEY_VIOLATION' })
+    expect(await inside.queryCount(sql`select count(*) from twins`)).toBe(2)
+  })
+
   test('a transaction that only reads may not write, and the next one may', async () => {
     await using box = await open()
     const { database: inside } = box
