@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import type { TableMapping } from '../core/table-mapping.ts'
 import type { ColumnFacts, WorkDatabase } from './table-facts.ts'
 import { columnsOf, type WorkGroup, type WorkRow, type WorkRows } from './work-group.ts'
-import { type ItemState, Reference, refusal } from './work-item.ts'
+import { type ItemState, Reference, refusal, textOfKey } from './work-item.ts'
 import type { WorkStep } from './work-step.ts'
 
 /** Of some columns, the rows that need a value of its default. */
@@ -17,6 +17,8 @@ export class RowPreparation {
   /** Values of defaults that others refer to. */
   readonly #reserved = new Map<ItemState, WorkRow>()
   readonly #underway = new Set<ItemState>()
+  /** Reserved values that others have taken before the schema of the row was asked. */
+  readonly #promised = new Map<ItemState, Set<string>>()
 
   constructor(database: WorkDatabase, groups: readonly WorkGroup[]) {
     this.#database = database
@@ -69,7 +71,8 @@ export class RowPreparation {
       this.#reserved.set(item, known)
     }
     for (const item of this.#written()) await this.#prepare(item)
-    for (const [item, values] of this.#reserved) Object.assign(this.#rowOf(item), values)
+    this.#assertNotOverruled()
+    this.#fillReserved()
     for (const [item, column, value] of await this.#ask(this.#differingDefaults(), true)) {
       this.#rowOf(item)[column] = value
     }
@@ -101,14 +104,63 @@ export class RowPreparation {
     return row
   }
 
-  async #resolve({ to, property }: Reference<unknown>, by: TableMapping, place: string): Promise<unknown> {
-    const column = columnOf(to.mapping, property)
-    const reserved = this.#reserved.get(to)
-    const known = reserved !== undefined && column in reserved ? reserved : await this.#prepare(to)
-    const entity = to.mapping.toEntity({ [column]: known[column] }) as Record<string, unknown>
-    const value = entity[property]
+  async #resolve(reference: Reference<unknown>, by: TableMapping, place: string): Promise<unknown> {
+    const { to, property } = reference
+    const value = await this.#valueOf(to, property)
     if (value !== undefined && value !== null) return value
     throw refusal(by, `${place} refers to ${to.mapping.table}.${property}, which the new row there does not have`)
+  }
+
+  async #valueOf(to: ItemState, property: string): Promise<unknown> {
+    const { mapping, values } = to
+    const column = columnOf(mapping, property)
+    // Rows that refer to one another in a long chain must not be as deep a stack.
+    await undefined
+    const stored = await this.#storedOf(to, column)
+    const given = values[property]
+    // What is given is a property already; what it is written as may not be what is read.
+    if (given !== undefined && given !== null && !(given instanceof Reference)) {
+      const written = mapping.toColumns({ [property]: given }, 'create')[column]
+      if (textOfKey([written]) === textOfKey([stored])) return given
+    }
+    return (mapping.toEntity({ [column]: stored }) as Record<string, unknown>)[property]
+  }
+
+  /** The schema of the row has the word, except in a circle, where what was asked for is the only thing that can be known. */
+  async #storedOf(to: ItemState, column: string): Promise<unknown> {
+    const reserved = this.#reserved.get(to)?.[column]
+    if (reserved === undefined || !this.#underway.has(to)) {
+      const row = await this.#prepare(to)
+      return row[column] === undefined ? reserved : row[column]
+    }
+    this.#promised.set(to, (this.#promised.get(to) ?? new Set()).add(column))
+    return reserved
+  }
+
+  #fillReserved(): void {
+    for (const [item, values] of this.#reserved) {
+      const row = this.#rowOf(item)
+      for (const [column, value] of Object.entries(values)) {
+        if (row[column] === undefined) row[column] = value
+        if (row[column] === value || this.#promised.get(item)?.has(column) !== true) continue
+        throw refusal(
+          item.mapping,
+          `the schema makes ${column} of a row to which others refer in a circle; give it then`,
+        )
+      }
+    }
+  }
+
+  /** With the defaults that were asked for the server is overruled, which is not for values of the caller. */
+  #assertNotOverruled(): void {
+    for (const { creates, factsOf, mapping } of this.#groups) {
+      const always = [...factsOf].flatMap(([column, facts]) => (facts.always ? [column] : []))
+      for (const item of creates) {
+        const given = always.find((column) => this.#rowOf(item)[column] !== undefined)
+        if (given === undefined) continue
+        throw refusal(mapping, `a new row was given a value for ${given}, which the database always makes itself`)
+      }
+    }
   }
 
   /** What others refer to and nobody gives. */

@@ -182,7 +182,9 @@ describe.each(Object.keys(servers))('on %s', (kind) => {
   test('constraints that are deferred may come and go in it', async () => {
     await using box = await open()
     const { database: inside } = box
-    await inside.query(sql`create table twins (a int primary key, b int references twins deferrable initially deferred)`)
+    await inside.query(
+      sql`create table twins (a int primary key, b int references twins deferrable initially deferred)`,
+    )
     await inside.transaction(() => inside.query(sql`drop table pairs`))
     await inside.transaction(async () => {
       await inside.query(sql`insert into twins values (1, 2)`)

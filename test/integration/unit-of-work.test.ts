@@ -668,6 +668,38 @@ describe('a unit of work', () => {
       expect(book.entity.authorId).toBe(author.entity.id)
     })
 
+    test('what a schema makes of a row is what others refer to, and what the server would make is not', async () => {
+      let keys = 0
+      const key = (): string => `00000000-0000-4000-8000-${String((keys += 1)).padStart(12, '0')}`
+      const making = {
+        '~standard': {
+          version: 1 as const,
+          vendor: 'test',
+          validate: (value: unknown) => ({ value: { id: key(), ...(value as object) } }),
+        },
+      }
+      const made = new Categories(database, { create: making })
+      const work = new UnitOfWork(database)
+      const root = work.create(made, { slug: 'made-1' })
+      const middle = work.create(made, { slug: 'made-2', parentId: root.ref('id') })
+      const leaf = work.create(made, { slug: 'made-3', parentId: middle.ref('id') })
+      await work.flush()
+      expect([root, middle, leaf].map(({ entity }) => entity.id.slice(0, 8))).toEqual(Array(3).fill('00000000'))
+      expect([middle.entity.parentId, leaf.entity.parentId]).toEqual([root.entity.id, middle.entity.id])
+      const circle = new UnitOfWork(database)
+      const one = circle.create(made, { slug: 'made-4' })
+      circle.update(made, one, { parentId: one.ref('id') })
+      await expect(circle.flush()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+    })
+
+    test('a key that only the server makes is not taken from the caller', async () => {
+      const { id } = await authors.create(newAuthor())
+      const given = { id: 5_000, authorId: id, title: 'Mine' }
+      const work = new UnitOfWork(database)
+      work.create(books, given)
+      await expect(work.flush()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', table: 'books' })
+    })
+
     test('what cannot be a registration is refused at once', async () => {
       const work = new UnitOfWork(database)
       const values = newAuthor()
@@ -772,6 +804,18 @@ describe('a unit of work', () => {
     ).toEqual(['Book 0', 'Book 1'])
   })
 
+  test('thousands of rows may refer to one another in a chain, the last of them first', async () => {
+    const work = new UnitOfWork(database)
+    const key = (n: number): string => `00000000-0000-4000-9000-${String(n).padStart(12, '0')}`
+    let next = work.create(categories, { id: key(0), slug: 'chain-0' })
+    for (let n = 1; n < 10_000; n += 1) {
+      const one = work.create(categories, { id: key(n), slug: `chain-${n}` })
+      work.update(categories, next, { parentId: one.ref('id') })
+      next = one
+    }
+    expect((await work.flush()).created).toHaveLength(10_000)
+  })
+
   test('what it writes ends what is cached of the tables, with the commit and not before', async () => {
     const reading = database.db.selectFrom('authors').select('name').where('name', 'like', 'Cached%')
     const [one, two] = await authors.createMany([newAuthor('Cached 1'), newAuthor('Cached 2')])
@@ -831,4 +875,44 @@ test('it works through the repositories of the domain', async () => {
   const kettle = work.create(products, { sku: 'KIT-1', name: 'Kettle', priceMinor: 4_900 })
   await work.flush()
   expect(await products.findBySku('KIT-1')).toEqual(kettle.entity)
+})
+
+test('a mapped value that is written otherwise than it is read can be referred to', async () => {
+  interface Numbered {
+    parents: { id: string }
+    children: { id: string; parent_id: string }
+  }
+  const url = await freshDatabaseUrl('empty')
+  await using database = await createDatabase<Numbered>({ postgres: { url }, redis: false })
+  await database.query(sql`create table parents (id bigint primary key)`)
+  await database.query(sql`create table children (id bigint primary key, parent_id bigint references parents)`)
+  const numbered = <Column extends string>(column: Column) =>
+    ({
+      column,
+      fromColumn: (digits: string) => ({ number: Number(digits.trim()) }),
+      toColumn: ({ number }: { number: number }) => number as unknown as string,
+    }) as const
+  const parentColumns = { id: numbered('id') }
+  const childColumns = { id: numbered('id'), parentId: numbered('parent_id') }
+  type Id = { readonly number: number }
+  class Parents extends Repository<Numbered, 'parents', { readonly id: Id }, typeof parentColumns> {
+    constructor() {
+      super(database, { table: 'parents', columns: parentColumns })
+    }
+  }
+  class Children extends Repository<
+    Numbered,
+    'children',
+    { readonly id: Id; readonly parentId: Id },
+    typeof childColumns
+  > {
+    constructor() {
+      super(database, { table: 'children', columns: childColumns })
+    }
+  }
+  const work = new UnitOfWork(database)
+  const parent = work.create(new Parents(), { id: { number: 5 } })
+  const child = work.create(new Children(), { id: { number: 6 }, parentId: parent.ref('id') })
+  await work.flush()
+  expect(child.entity).toEqual({ id: { number: 6 }, parentId: { number: 5 } })
 })
