@@ -38,6 +38,10 @@ export interface ForeignKey {
 /** What the order of writing depends on. */
 export interface TableFacts {
   readonly oid: string
+  /** It stores rows itself, with its own defaults: no view and no foreign table. */
+  readonly isTable: boolean
+  /** Another text when a default of it is another. */
+  readonly defaultsMark: string
   readonly columns: ReadonlyMap<string, ColumnFacts>
   readonly foreignKeys: readonly ForeignKey[]
   /** The columns of each unique index; `null` for one that depends on more, such as an expression or a condition. */
@@ -47,10 +51,16 @@ export interface TableFacts {
 interface FactsRow {
   readonly name: string
   readonly oid: string | null
+  readonly isTable: boolean
+  readonly defaultsMark: string
   readonly columns: readonly ColumnFacts[] | null
   readonly foreignKeys: readonly ForeignKey[] | null
   readonly uniques: readonly (readonly string[] | null)[] | null
 }
+
+/** Each default that is set is a new row of the catalog. */
+export const defaultsMarkOf = (oid: RawBuilder<unknown>): RawBuilder<string> =>
+  sql`(select coalesce(string_agg(d.oid::text, ' ' order by d.oid), '') from pg_attrdef d where d.adrelid = ${oid})`
 
 const quoted = (name: RawBuilder<unknown>): RawBuilder<string> => sql`'"' || replace(${name}, '"', '""') || '"'`
 
@@ -64,7 +74,8 @@ const askFacts = (tables: readonly string[]): RawBuilder<FactsRow> => sql`
     union all
     select base.type, t.oid, t.typtype, t.typbasetype from base join pg_type t on t.oid = base.typbasetype
   )
-  select w.name, w.oid::text as oid,
+  select w.name, w.oid::text as oid, ${defaultsMarkOf(sql`w.oid`)} as "defaultsMark",
+    (select relkind in ('r', 'p') from pg_class where pg_class.oid = w.oid) as "isTable",
     (select json_agg(json_build_object(
         'name', ${quoted(sql`a.attname`)},
         'type', format_type(b.base, -1),
@@ -140,6 +151,8 @@ export class TableCatalog {
       if (row === undefined || row.oid === null) throw noTable(table)
       const facts = {
         oid: row.oid,
+        isTable: row.isTable,
+        defaultsMark: row.defaultsMark,
         columns: new Map((row.columns ?? []).map((column) => [column.name, column])),
         foreignKeys: row.foreignKeys ?? [],
         uniques: row.uniques ?? [],

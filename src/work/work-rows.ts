@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
 import type { TableMapping } from '../core/table-mapping.ts'
-import type { ColumnFacts, WorkDatabase } from './table-facts.ts'
+import { type ColumnFacts, defaultsMarkOf, type WorkDatabase } from './table-facts.ts'
 import { columnsOf, type WorkGroup, type WorkRow, type WorkRows } from './work-group.ts'
 import { type ItemState, Reference, refusal, textOfKey } from './work-item.ts'
 import type { WorkStep } from './work-step.ts'
@@ -53,8 +53,8 @@ export class RowPreparation {
     return { rows: this.#rows, questions }
   }
 
-  /** The rows to be sent. */
-  async prepare(): Promise<WorkRows> {
+  /** The rows to be sent; nothing when the defaults of a table have changed since its facts were read. */
+  async prepare(): Promise<WorkRows | undefined> {
     const referred = this.#referredDefaults()
     // Whatever a schema refuses is told before anything is asked.
     for (const item of this.#written()) if (split(item.values).references.length === 0) await this.#prepare(item)
@@ -65,7 +65,9 @@ export class RowPreparation {
         if (items.size === 0) columns.delete(column)
       }
     }
-    for (const [item, column, value] of await this.#ask(referred, false)) {
+    const reserved = await this.#ask(referred, false)
+    if (reserved === undefined) return undefined
+    for (const [item, column, value] of reserved) {
       const known = this.#reserved.get(item) ?? {}
       known[column] = value
       this.#reserved.set(item, known)
@@ -73,7 +75,9 @@ export class RowPreparation {
     for (const item of this.#written()) await this.#prepare(item)
     this.#assertNotOverruled()
     this.#fillReserved()
-    for (const [item, column, value] of await this.#ask(this.#differingDefaults(), true)) {
+    const differing = await this.#ask(this.#differingDefaults(), true)
+    if (differing === undefined) return undefined
+    for (const [item, column, value] of differing) {
       this.#rowOf(item)[column] = value
     }
     return this.#rows
@@ -204,7 +208,7 @@ export class RowPreparation {
     return wanted
   }
 
-  async #ask(wanted: Wanted, asText: boolean): Promise<(readonly [ItemState, string, unknown])[]> {
+  async #ask(wanted: Wanted, asText: boolean): Promise<(readonly [ItemState, string, unknown])[] | undefined> {
     const columns = [...wanted].flatMap(([group, of]) =>
       [...of].map(([column, items]) => ({ group, column, items: [...items] })),
     )
@@ -215,11 +219,16 @@ export class RowPreparation {
       const value = sql.raw(`(${expression})::${type}${asText ? '::text' : ''}`)
       return sql`case when n <= ${sql.lit(items.length)} then ${value} end as ${sql.id(`v${index}`)}`
     })
+    const tables = [...new Set([...wanted.keys()].map(({ facts }) => facts))]
+    const marks = tables.map(({ oid }, index) => sql`${defaultsMarkOf(sql.lit(oid))} as ${sql.id(`m${index}`)}`)
     const most = Math.max(...columns.map(({ items }) => items.length))
     const rows = await this.#database.query(
-      sql<Record<string, unknown>>`select ${sql.join(parts)} from generate_series(1, ${sql.lit(most)}) as n order by n`,
+      sql<
+        Record<string, unknown>
+      >`select ${sql.join([...parts, ...marks])} from generate_series(1, ${sql.lit(most)}) as n order by n`,
     )
     const values = rows.map((row) => Object.values(row))
+    if (tables.some(({ defaultsMark }, index) => values[0]?.[columns.length + index] !== defaultsMark)) return undefined
     return columns.flatMap(({ column, items }, index) =>
       items.map((item, place) => [item, column, values[place]?.[index]] as const),
     )

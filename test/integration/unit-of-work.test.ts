@@ -804,6 +804,33 @@ describe('a unit of work', () => {
     ).toEqual(['Book 0', 'Book 1'])
   })
 
+  test('a default that a migration has changed is the new one at once', async () => {
+    const own = await openLibrary()
+    const ownCategories = new Categories(own)
+    let made = 0
+    const position = async (): Promise<number> => {
+      const work = new UnitOfWork(own)
+      work.create(ownCategories, { slug: `given-${(made += 1)}`, position: 1 })
+      const other = work.create(ownCategories, { slug: `made-${made}` })
+      await work.flush()
+      return other.entity.position
+    }
+    expect(await position()).toBe(3)
+    await own.query(sql`alter table categories alter position set default 9`)
+    expect(await position()).toBe(9)
+  })
+
+  test('rows of a view get the defaults of its table', async () => {
+    const own = await openLibrary()
+    await own.query(sql`alter table categories rename to stored_categories`)
+    await own.query(sql`create view categories as select * from stored_categories`)
+    const work = new UnitOfWork(own)
+    work.create(new Categories(own), { slug: 'given', position: 1 })
+    const made = work.create(new Categories(own), { slug: 'made' })
+    expect((await work.flush()).created).toHaveLength(2)
+    expect(made.entity.position).toBe(3)
+  })
+
   test('thousands of rows may refer to one another in a chain, the last of them first', async () => {
     const work = new UnitOfWork(database)
     const key = (n: number): string => `00000000-0000-4000-9000-${String(n).padStart(12, '0')}`
