@@ -41,6 +41,10 @@ interface Cycle {
 
 const namePrefix = 'sandbox.'
 
+// The sandbox is in a transaction between those of the code under test, too.
+const limitsIdle = /\bidle_in_transaction_session_timeout\b/i
+const unlimited = 'set local idle_in_transaction_session_timeout = 0'
+
 const defers = /\binitially\s+deferred\b/i
 
 // Looked up each time: the code under test may drop them and make others. A name that stands for one that cannot wait is refused.
@@ -65,6 +69,7 @@ export class SandboxLink {
   #socket: SandboxSocket | undefined
   #cycle: Cycle | undefined
   #hasDeferred: boolean
+  #limitsIdle = false
   /** The code under test has a transaction open. */
   #isOpen = false
   #isFailed = false
@@ -126,6 +131,9 @@ export class SandboxLink {
       left: () => this.#leave(socket),
     })
     this.#socket = socket
+    // It may give its statements the same names. When that fails, the connection is lost, which it hears.
+    if (this.#prepared.size > 0) void this.forgetStatements().catch(() => undefined)
+    this.#prepared.clear()
     this.#statements.clear()
     this.#portals.clear()
     return socket
@@ -174,18 +182,23 @@ export class SandboxLink {
   }
 
   #query(sql: string): void {
-    this.#hasDeferred ||= defers.test(sql)
+    this.#note(sql)
     const { sql: sent, begins, ends } = this.#settings.commands.script(sql, this.#isOpen && this.#isFailed)
     this.#start(begins?.isReadOnly ?? false, false)
     this.#cycle = { isExtended: false, isSynced: true, begins: begins !== undefined, ends }
     this.#toServer.push(queryMessage(sent))
   }
 
+  #note(sql: string): void {
+    this.#hasDeferred ||= defers.test(sql)
+    this.#limitsIdle ||= limitsIdle.test(sql)
+  }
+
   #parse(bytes: Buffer): void {
     const name = textAt(bytes, 5)
     const sqlStart = afterText(bytes, 5)
     const given = textAt(bytes, sqlStart)
-    this.#hasDeferred ||= defers.test(given)
+    this.#note(given)
     const { sql, control } = this.#settings.commands.statement(given)
     this.#statements.set(name, control)
     this.#inCycle(control)
@@ -216,7 +229,6 @@ export class SandboxLink {
   #named(code: string, bytes: Buffer): Buffer {
     if (bytes[5] !== 'S'.charCodeAt(0)) return bytes
     const name = textAt(bytes, 6)
-    if (code === 'C') this.#prepared.delete(innerName(name))
     return frame(code, Buffer.from('S'), innerName(name))
   }
 
@@ -326,6 +338,7 @@ export class SandboxLink {
       this.#checkDeferred()
       return undefined
     }
+    this.#liftLimit()
     return ready('I')
   }
 
@@ -334,8 +347,13 @@ export class SandboxLink {
     this.#ask(['set constraints all immediate'], (_status, error) => {
       if (error === undefined) this.#pending = this.#afterCommit
       else this.#undo()
+      this.#liftLimit()
       this.#report = error === undefined ? ready('I') : Buffer.concat([error, ready('I')])
     })
+  }
+
+  #liftLimit(): void {
+    if (this.#limitsIdle) this.#ask([unlimited])
   }
 
   get #release(): string {

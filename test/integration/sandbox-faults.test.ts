@@ -61,6 +61,31 @@ test('a transaction that runs out of time is undone as a whole, and the sandbox 
   expect(await ids(inside)).toEqual([1])
 })
 
+test('what was prepared before a connection was given up can be prepared again', async () => {
+  await using box = await openSandbox(database)
+  const { database: inside } = box
+  for (let n = 0; n < 5; n += 1) await ids(inside)
+  const slow = inside.transaction(() => inside.query(sql`select pg_sleep(60)`), { timeoutMs: 50 })
+  await expect(slow).rejects.toMatchObject({ code: 'TRANSACTION_TIMEOUT' })
+  let attempts = 0
+  await inside.transaction(async () => {
+    attempts += 1
+    await ids(inside)
+  })
+  expect(attempts).toBe(1)
+})
+
+test('a limit on idle transactions is not one on the sandbox', async () => {
+  await using box = await openSandbox(database)
+  const { database: inside } = box
+  await inside.transaction(async () => {
+    await inside.query(sql`select set_config('idle_in_transaction_session_timeout', '100', true)`)
+    await write(inside, 1)
+  })
+  expect(await inside.queryValue(sql`show idle_in_transaction_session_timeout`)).toBe('0')
+  expect(await ids(inside)).toEqual([1])
+})
+
 test('a COPY and a stream that are given up leave nothing behind', async () => {
   await using box = await openSandbox(database)
   const { database: inside } = box
