@@ -33,6 +33,8 @@ export interface ForeignKey {
   readonly checked: 'always at once' | 'at once' | 'at commit'
   /** Deleting the row that is referred to deletes or changes the one that refers. */
   readonly gives: boolean
+  /** The row that is referred to cannot be deleted, whenever the key is checked otherwise. */
+  readonly restricts: boolean
 }
 
 /** What the order of writing depends on. */
@@ -44,7 +46,7 @@ export interface TableFacts {
   readonly defaultsMark: string
   readonly columns: ReadonlyMap<string, ColumnFacts>
   readonly foreignKeys: readonly ForeignKey[]
-  /** The columns of each unique index; `null` for one that depends on more, such as an expression or a condition. */
+  /** The columns of each unique index or exclusion constraint; `null` for one that depends on more, such as an expression or a condition. */
   readonly uniques: readonly (readonly string[] | null)[]
 }
 
@@ -103,12 +105,13 @@ const askFacts = (tables: readonly string[]): RawBuilder<FactsRow> => sql`
         'toColumns', (select json_agg(${quoted(sql`a.attname`)} order by at.place) from unnest(k.confkey) with ordinality as at(number, place)
           join pg_attribute a on a.attrelid = k.confrelid and a.attnum = at.number),
         'checked', case when k.condeferred then 'at commit' when k.condeferrable then 'at once' else 'always at once' end,
-        'gives', k.confdeltype in ('c', 'n', 'd')) order by k.conname)
+        'gives', k.confdeltype in ('c', 'n', 'd'),
+        'restricts', k.confdeltype = 'r') order by k.conname)
       from pg_constraint k where k.conrelid = w.oid and k.contype = 'f') as "foreignKeys",
     (select json_agg(case when i.indexprs is null and i.indpred is null then
         (select json_agg(${quoted(sql`a.attname`)}) from pg_attribute a
          where a.attrelid = i.indrelid and a.attnum = any(i.indkey)) end)
-      from pg_index i where i.indrelid = w.oid and i.indisunique) as uniques
+      from pg_index i where i.indrelid = w.oid and (i.indisunique or i.indisexclusion)) as uniques
   from wanted w`
 
 /** What is known of the tables of a database: asked for once, and again when something is not known or has failed. */

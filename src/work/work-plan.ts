@@ -102,8 +102,11 @@ function completeStep(link: Link, rows: WorkRows): Step {
 }
 
 function deleteOrder(groups: readonly WorkGroup[]): TableOrder {
+  const links = linksAmong(groups).map((link): Link =>
+    link.key.restricts ? { ...link, key: { ...link.key, checked: 'always at once' } } : link,
+  )
   // Where the server takes the children along, or lets them go, the order does not matter.
-  return orderTables(groups, linksAmong(groups), ({ key }) => key.gives, 'delete')
+  return orderTables(groups, links, ({ key }) => key.gives, 'delete')
 }
 
 function deleteSteps(order: TableOrder, place: string): readonly Step[] {

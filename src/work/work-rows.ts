@@ -119,7 +119,7 @@ export class RowPreparation {
     const { mapping, values } = to
     const column = columnOf(mapping, property)
     // Rows that refer to one another in a long chain must not be as deep a stack.
-    await undefined
+    await Promise.resolve()
     const stored = await this.#storedOf(to, column)
     const given = values[property]
     // What is given is a property already; what it is written as may not be what is read.

@@ -150,8 +150,8 @@ test('closed while databases are made it leaves none of them', async () => {
   const making = Promise.allSettled([server.database(), server.databaseUrl()])
   await server.close()
   expect(await databases()).toEqual([server.template])
-  for (const made of await making) {
-    if (made.status === 'fulfilled' && typeof made.value === 'object') await made.value.close()
+  for (const outcome of await making) {
+    if (outcome.status === 'fulfilled' && typeof outcome.value === 'object') await outcome.value.close()
   }
 })
 
