@@ -84,6 +84,12 @@ describe('factories of the domain', () => {
 })
 
 describe('the clock of the cache', () => {
+  test('is not put forward by what is no number, from which it could not come back', () => {
+    using clock = cacheClock()
+    expect(() => clock.advance(Number.NaN)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }) as Error)
+    expect(clock.aheadMs).toBe(0)
+  })
+
   test('put forward, it ends what is in memory, and put back it does not', async () => {
     const database = closeAfterTest(
       await createDatabase({ postgres: { url: await freshDatabaseUrl('empty') }, redis: false }),
