@@ -1,10 +1,11 @@
 import { moveClock } from '../core/coarse-clock.ts'
+import { DatabaseError } from '../core/errors.ts'
 
 /** A clock that is put forward; see {@link cacheClock}. */
 export interface CacheClock extends Disposable {
   /** How far it has been put forward, in milliseconds. */
   readonly aheadMs: number
-  /** Puts it forward. What is in memory and has expired by then is loaded anew from its next read on. */
+  /** Puts it forward. What is in memory and has expired by then is loaded anew from its next read on. `INVALID_ARGUMENT` for no number. */
   advance(byMs: number): void
   /** Puts it back to where it was. */
   reset(): void
@@ -40,6 +41,9 @@ export function cacheClock(): CacheClock {
       return aheadMs
     },
     advance(byMs) {
+      if (!Number.isFinite(byMs)) {
+        throw new DatabaseError('INVALID_ARGUMENT', 'A clock was put forward by what is no number of milliseconds.')
+      }
       aheadMs += byMs
       moveClock(byMs)
     },

@@ -1,4 +1,4 @@
-import type { Insertable, Kysely, Selectable } from 'kysely'
+import { type Insertable, type Kysely, type Selectable, sql } from 'kysely'
 
 /** What a factory needs of a database: its Kysely. A database of `createDatabase()`, of a sandbox, or `{ db: transaction }`. */
 export interface FactorySource<DB> {
@@ -115,7 +115,13 @@ async function insert(db: Kysely<Tables>, table: string, rows: readonly object[]
   const written: unknown[] = []
   for (let at = 0; at < rows.length; at += rowsPerStatement) {
     const values = rows.slice(at, at + rowsPerStatement) as Record<string, unknown>[]
-    written.push(...(await db.insertInto(table).values(values).returningAll().execute()))
+    if (values.some((row) => Object.keys(row).length > 0)) {
+      written.push(...(await db.insertInto(table).values(values).returningAll().execute()))
+    } else {
+      // There are no words for several rows of defaults alone.
+      const defaults = sql`insert into ${sql.table(table)} select from generate_series(1, ${values.length}::int) returning *`
+      written.push(...(await defaults.execute(db)).rows)
+    }
   }
   return written
 }

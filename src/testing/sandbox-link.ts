@@ -19,8 +19,8 @@ export interface SandboxSettings {
   readonly parameters: Iterable<readonly [string, string]>
   readonly processId: number
   readonly secretKey: number
-  /** Names of constraints that are checked at COMMIT; empty when there are none. */
-  readonly deferredConstraints: string
+  /** There are constraints that are checked at COMMIT. */
+  readonly hasDeferredConstraints: boolean
 }
 
 /** What is awaited from the server, up to its next ReadyForQuery. */
@@ -41,6 +41,20 @@ interface Cycle {
 
 const namePrefix = 'sandbox.'
 
+// The sandbox is in a transaction between those of the code under test, too.
+const limitsIdle = /\bidle_in_transaction_session_timeout\b/i
+const unlimited = 'set local idle_in_transaction_session_timeout = 0'
+
+const defers = /\binitially\s+deferred\b/i
+
+// Looked up each time: the code under test may drop them and make others. A name that stands for one that cannot wait is refused.
+const deferAgain = `do $kanta$ declare names text; begin
+  select string_agg(distinct quote_ident(n.nspname) || '.' || quote_ident(k.conname), ', ') into names
+  from pg_constraint k join pg_namespace n on n.oid = k.connamespace
+  where k.condeferred and has_schema_privilege(n.oid, 'usage') and not pg_is_other_temp_schema(n.oid) and not exists (
+    select from pg_constraint o where o.connamespace = k.connamespace and o.conname = k.conname and not o.condeferrable);
+  if names is not null then execute 'set constraints ' || names || ' deferred'; end if; end $kanta$`
+
 /**
  * Stands between a client and a connection that is inside a transaction, so that the client sees what it would see on a connection
  * of its own: BEGIN, COMMIT and ROLLBACK become those of a savepoint, and a statement outside of a transaction has one of its own,
@@ -54,6 +68,8 @@ export class SandboxLink {
   readonly #phases: Phase[] = []
   #socket: SandboxSocket | undefined
   #cycle: Cycle | undefined
+  #hasDeferred: boolean
+  #limitsIdle = false
   /** The code under test has a transaction open. */
   #isOpen = false
   #isFailed = false
@@ -76,6 +92,7 @@ export class SandboxLink {
   constructor(backend: SandboxBackend, settings: SandboxSettings) {
     this.#backend = backend
     this.#settings = settings
+    this.#hasDeferred = settings.hasDeferredConstraints
     backend.onBytes = (bytes) => this.#read(bytes)
     backend.onLost = () => this.#lose()
   }
@@ -114,6 +131,9 @@ export class SandboxLink {
       left: () => this.#leave(socket),
     })
     this.#socket = socket
+    // It may give its statements the same names. When that fails, the connection is lost, which it hears.
+    if (this.#prepared.size > 0) void this.forgetStatements().catch(() => undefined)
+    this.#prepared.clear()
     this.#statements.clear()
     this.#portals.clear()
     return socket
@@ -162,16 +182,24 @@ export class SandboxLink {
   }
 
   #query(sql: string): void {
+    this.#note(sql)
     const { sql: sent, begins, ends } = this.#settings.commands.script(sql, this.#isOpen && this.#isFailed)
     this.#start(begins?.isReadOnly ?? false, false)
     this.#cycle = { isExtended: false, isSynced: true, begins: begins !== undefined, ends }
     this.#toServer.push(queryMessage(sent))
   }
 
+  #note(sql: string): void {
+    this.#hasDeferred ||= defers.test(sql)
+    this.#limitsIdle ||= limitsIdle.test(sql)
+  }
+
   #parse(bytes: Buffer): void {
     const name = textAt(bytes, 5)
     const sqlStart = afterText(bytes, 5)
-    const { sql, control } = this.#settings.commands.statement(textAt(bytes, sqlStart))
+    const given = textAt(bytes, sqlStart)
+    this.#note(given)
+    const { sql, control } = this.#settings.commands.statement(given)
     this.#statements.set(name, control)
     this.#inCycle(control)
     const inner = innerName(name)
@@ -201,7 +229,6 @@ export class SandboxLink {
   #named(code: string, bytes: Buffer): Buffer {
     if (bytes[5] !== 'S'.charCodeAt(0)) return bytes
     const name = textAt(bytes, 6)
-    if (code === 'C') this.#prepared.delete(innerName(name))
     return frame(code, Buffer.from('S'), innerName(name))
   }
 
@@ -306,11 +333,12 @@ export class SandboxLink {
     else if (isFailed) this.#undo()
     else if (ends === 'rollback') this.#pending = [this.#release]
     else if (ends === 'commit') this.#pending = this.#afterCommit
-    else if (this.#settings.deferredConstraints === '') this.#pending = [this.#release]
+    else if (!this.#hasDeferred) this.#pending = [this.#release]
     else {
       this.#checkDeferred()
       return undefined
     }
+    this.#liftLimit()
     return ready('I')
   }
 
@@ -319,8 +347,13 @@ export class SandboxLink {
     this.#ask(['set constraints all immediate'], (_status, error) => {
       if (error === undefined) this.#pending = this.#afterCommit
       else this.#undo()
+      this.#liftLimit()
       this.#report = error === undefined ? ready('I') : Buffer.concat([error, ready('I')])
     })
+  }
+
+  #liftLimit(): void {
+    if (this.#limitsIdle) this.#ask([unlimited])
   }
 
   get #release(): string {
@@ -328,10 +361,7 @@ export class SandboxLink {
   }
 
   get #afterCommit(): readonly string[] {
-    const { deferredConstraints } = this.#settings
-    return deferredConstraints === ''
-      ? [this.#release]
-      : [`set constraints ${deferredConstraints} deferred`, this.#release]
+    return this.#hasDeferred ? [deferAgain, this.#release] : [this.#release]
   }
 
   #undo(): void {

@@ -117,9 +117,7 @@ function innerConfig(config: ResolvedConfig): ResolvedConfig {
 // What was given up by the code under test is stopped by then, or it never will be.
 const freeLimitMs = 5_000
 
-const askDeferred = `
-  select coalesce(string_agg(distinct quote_ident(nspname) || '.' || quote_ident(conname), ', '), '') as names
-  from pg_constraint join pg_namespace n on n.oid = connamespace where condeferred`
+const askDeferred = 'select exists (select from pg_constraint where condeferred) as "hasDeferred"'
 
 /** The connection of a sandbox, borrowed from the pool of the database that it is opened on. */
 class SandboxPlace {
@@ -138,7 +136,7 @@ class SandboxPlace {
 
   static async open(origin: DatabaseOrigin, isolation: SandboxIsolation): Promise<SandboxPlace> {
     const { engine } = origin
-    const [row] = await engine.ask<{ names: string }>(askDeferred, [], freeLimitMs)
+    const [row] = await engine.ask<{ hasDeferred: boolean }>(askDeferred, [], freeLimitMs)
     const session = await engine.pool.acquire({ purpose: 'a sandbox' })
     const { client } = session.channel
     const taken = takeSocket(client)
@@ -148,7 +146,7 @@ class SandboxPlace {
       commands: new SandboxCommands(isolation),
       parameters: parametersOf(client),
       ...backendKeyOf(client),
-      deferredConstraints: row?.names ?? '',
+      hasDeferredConstraints: row?.hasDeferred === true,
     })
     const giveBack = (): void => {
       if (backend instanceof SocketBackend) backend.detach()

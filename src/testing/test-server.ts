@@ -131,15 +131,18 @@ const inUseAttempts = 250
 class CloningServer<DB> implements TestServer<DB> {
   readonly kind = 'server'
   readonly #place: Place
+  readonly #schema: SchemaSource<DB>
   readonly #run: string
   readonly #admin: Database<never>
   readonly #names = new Set<string>()
+  readonly #cloning = new Set<Promise<string>>()
   #strategy = ''
   #count = 0
   #closing: Promise<void> | undefined
 
-  private constructor(place: Place, run: string, admin: Database<never>) {
+  private constructor(place: Place, schema: SchemaSource<DB>, run: string, admin: Database<never>) {
     this.#place = place
+    this.#schema = schema
     this.#run = run
     this.#admin = admin
   }
@@ -159,9 +162,9 @@ class CloningServer<DB> implements TestServer<DB> {
         pool: { min: 1, max: 4, maxWaiting: 10_000, acquireTimeoutMs: adminTimeoutMs, maxLifetimeMs: 0 },
       },
     })
-    const server = new CloningServer<DB>(place, run, admin)
+    const server = new CloningServer<DB>(place, options, run, admin)
     try {
-      await server.#prepare(options)
+      await server.#prepare()
       return server
     } catch (error) {
       await server.close()
@@ -198,6 +201,8 @@ class CloningServer<DB> implements TestServer<DB> {
   }
 
   async #close(): Promise<void> {
+    // What is just being made can only be dropped when it is there.
+    await Promise.allSettled(this.#cloning)
     await Promise.all([...this.#names].map((name) => this.#drop(name)))
     await this.#admin.close()
   }
@@ -206,23 +211,28 @@ class CloningServer<DB> implements TestServer<DB> {
     return `${this.#place.name}_template_${this.#place.fingerprint}`
   }
 
-  async #prepare(options: SchemaSource<DB>): Promise<void> {
+  async #prepare(): Promise<void> {
     const fsync = await this.#admin.queryValue<string>(sql`show fsync`)
     const version = Number(await this.#admin.queryValue<string>(sql`show server_version_num`))
     // Faster where its checkpoints need not wait for a disk.
     this.#strategy = version >= 150_000 && fsync === 'off' ? ' strategy file_copy' : ''
     await this.#sweep()
+    await this.#ensureTemplate()
+  }
+
+  async #ensureTemplate(): Promise<void> {
     if (await this.#exists(this.template)) return
     // No database can be made in the transaction that holds the lock.
     const outside = AsyncLocalStorage.snapshot()
     // Who comes meanwhile waits here, and then finds it.
     await this.#admin.withLock(this.template, async () => {
-      if (!(await this.#exists(this.template))) await outside(() => this.#makeTemplate(options))
+      if (!(await this.#exists(this.template))) await outside(() => this.#makeTemplate())
     })
   }
 
   /** It is made under a name of this run, so that it is swept away if this process does not come to the end. */
-  async #makeTemplate({ migrations = 'migrations', seed }: SchemaSource<DB>): Promise<void> {
+  async #makeTemplate(): Promise<void> {
+    const { migrations = 'migrations', seed } = this.#schema
     const name = this.#nextName()
     await this.#command(sql`create database ${sql.id(name)} template template0`)
     this.#names.add(name)
@@ -247,7 +257,20 @@ class CloningServer<DB> implements TestServer<DB> {
     }
   }
 
-  async #clone(): Promise<string> {
+  #clone(): Promise<string> {
+    const cloning = this.#cloneOnce()
+      .catch(async (error: unknown) => {
+        // Another process, which saw this run too late, took the template for one that nobody uses.
+        if (this.#closing !== undefined || !isDatabaseError(error) || error.sqlState !== '3D000') throw error
+        await this.#ensureTemplate()
+        return this.#cloneOnce()
+      })
+      .finally(() => this.#cloning.delete(cloning))
+    this.#cloning.add(cloning)
+    return cloning
+  }
+
+  async #cloneOnce(): Promise<string> {
     const name = this.#nextName()
     this.#names.add(name)
     try {

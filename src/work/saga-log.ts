@@ -128,10 +128,10 @@ export class SagaLog {
       sql<Omit<ClaimedSaga, 'input' | 'steps'> & { readonly input: string | null }>`
         with due as (
           select s.id from kanta.sagas s
-          where s.state in ('running', 'compensating') and s.run_at <= now()
+          where s.state in ('running', 'compensating') and s.run_at <= statement_timestamp()
             and s.id <> all(${running}::uuid[])
             and (s.owner is null or s.owner = ${worker}::uuid
-                 or not exists (select from kanta.saga_workers w where w.id = s.owner and w.alive_until > now()))
+                 or not exists (select from kanta.saga_workers w where w.id = s.owner and w.alive_until > statement_timestamp()))
             and exists (select from ${known} where k.name = s.name and k.version = s.version and k.shape = s.shape)
           order by s.run_at limit ${limit}::int
           for update of s skip locked)
@@ -148,7 +148,7 @@ export class SagaLog {
     const known = knownAs(definitions)
     const next = await this.#database.queryOne(
       sql<{ ms: number | null }>`
-        select (extract(epoch from min(s.run_at) - now()) * 1000)::float8 as ms from kanta.sagas s
+        select (extract(epoch from min(s.run_at) - statement_timestamp()) * 1000)::float8 as ms from kanta.sagas s
         where s.state in ('running', 'compensating') and s.owner is null
           and exists (select from ${known} where k.name = s.name and k.version = s.version and k.shape = s.shape)`,
     )
@@ -329,9 +329,9 @@ export class SagaLog {
   async prune(retainMs: number): Promise<number> {
     const pruned = await this.#database.query(
       sql`
-        with gone as (delete from kanta.saga_workers where alive_until < now() - interval '1 day')
+        with gone as (delete from kanta.saga_workers where alive_until < statement_timestamp() - interval '1 day')
         delete from kanta.sagas where id in (
-          select id from kanta.sagas where ended_at < now() - ${retainMs}::float8 * interval '1 ms'
+          select id from kanta.sagas where ended_at < statement_timestamp() - ${retainMs}::float8 * interval '1 ms'
           order by ended_at limit 1000 for update skip locked)
         returning id`,
     )

@@ -127,7 +127,7 @@ export class SagaRecords {
   async cancel(id: string): Promise<boolean> {
     const changed = await this.#database.query(
       sql`
-        update kanta.sagas set canceled_at = coalesce(canceled_at, now()), run_at = least(run_at, now())
+        update kanta.sagas set canceled_at = coalesce(canceled_at, statement_timestamp()), run_at = least(run_at, statement_timestamp())
         where id = ${id} and state = 'running' returning id`,
       { idempotent: true },
     )
@@ -142,7 +142,7 @@ export class SagaRecords {
       sql`
         with saga as (
           update kanta.sagas set state = case when state = 'stuck' then 'compensating' else state end,
-            run_at = least(run_at, now()), changed_at = clock_timestamp()
+            run_at = least(run_at, statement_timestamp()), changed_at = clock_timestamp()
           where id = ${id} and state in ('compensating', 'running', 'stuck')
           returning id),
         step as (
@@ -163,7 +163,7 @@ export class SagaRecords {
           update kanta.saga_steps t set compensation = 'skipped', ended_at = clock_timestamp()
           where t.saga_id = ${id} and t.name = ${step} and t.compensation = 'stuck'
           returning t.saga_id)
-        update kanta.sagas s set state = 'compensating', run_at = least(run_at, now()), changed_at = clock_timestamp()
+        update kanta.sagas s set state = 'compensating', run_at = least(run_at, statement_timestamp()), changed_at = clock_timestamp()
         from step where s.id = step.saga_id and s.state = 'stuck'
         returning s.id`,
     )
@@ -184,8 +184,8 @@ export class SagaRecords {
         select found.id, found.name, found.version, idempotency_key as key, state, w.place,
                canceled_at is not null as canceled, failed_step as failed, error_code as code, error_message as message,
                ${epoch('created_at')} as created, ${epoch('changed_at')} as changed, ${epoch('ended_at')} as ended,
-               case when state in ('running', 'compensating') and owner is null and run_at > now() then ${epoch('run_at')} end as due
-        from found left join kanta.saga_workers w on w.id = found.owner and w.alive_until > now() ${narrowed}`,
+               case when state in ('running', 'compensating') and owner is null and run_at > statement_timestamp() then ${epoch('run_at')} end as due
+        from found left join kanta.saga_workers w on w.id = found.owner and w.alive_until > statement_timestamp() ${narrowed}`,
     )
     if (sagas.length === 0) return []
     const steps = await this.#database.query(

@@ -33,24 +33,36 @@ export interface ForeignKey {
   readonly checked: 'always at once' | 'at once' | 'at commit'
   /** Deleting the row that is referred to deletes or changes the one that refers. */
   readonly gives: boolean
+  /** The row that is referred to cannot be deleted, whenever the key is checked otherwise. */
+  readonly restricts: boolean
 }
 
 /** What the order of writing depends on. */
 export interface TableFacts {
   readonly oid: string
+  /** It stores rows itself, with its own defaults: no view and no foreign table. */
+  readonly isTable: boolean
+  /** Another text when a default of it is another. */
+  readonly defaultsMark: string
   readonly columns: ReadonlyMap<string, ColumnFacts>
   readonly foreignKeys: readonly ForeignKey[]
-  /** The columns of each unique index; `null` for one that depends on more, such as an expression or a condition. */
+  /** The columns of each unique index or exclusion constraint; `null` for one that depends on more, such as an expression or a condition. */
   readonly uniques: readonly (readonly string[] | null)[]
 }
 
 interface FactsRow {
   readonly name: string
   readonly oid: string | null
+  readonly isTable: boolean
+  readonly defaultsMark: string
   readonly columns: readonly ColumnFacts[] | null
   readonly foreignKeys: readonly ForeignKey[] | null
   readonly uniques: readonly (readonly string[] | null)[] | null
 }
+
+/** Each default that is set is a new row of the catalog. */
+export const defaultsMarkOf = (oid: RawBuilder<unknown>): RawBuilder<string> =>
+  sql`(select coalesce(string_agg(d.oid::text, ' ' order by d.oid), '') from pg_attrdef d where d.adrelid = ${oid})`
 
 const quoted = (name: RawBuilder<unknown>): RawBuilder<string> => sql`'"' || replace(${name}, '"', '""') || '"'`
 
@@ -64,7 +76,8 @@ const askFacts = (tables: readonly string[]): RawBuilder<FactsRow> => sql`
     union all
     select base.type, t.oid, t.typtype, t.typbasetype from base join pg_type t on t.oid = base.typbasetype
   )
-  select w.name, w.oid::text as oid,
+  select w.name, w.oid::text as oid, ${defaultsMarkOf(sql`w.oid`)} as "defaultsMark",
+    (select relkind in ('r', 'p') from pg_class where pg_class.oid = w.oid) as "isTable",
     (select json_agg(json_build_object(
         'name', ${quoted(sql`a.attname`)},
         'type', format_type(b.base, -1),
@@ -92,12 +105,13 @@ const askFacts = (tables: readonly string[]): RawBuilder<FactsRow> => sql`
         'toColumns', (select json_agg(${quoted(sql`a.attname`)} order by at.place) from unnest(k.confkey) with ordinality as at(number, place)
           join pg_attribute a on a.attrelid = k.confrelid and a.attnum = at.number),
         'checked', case when k.condeferred then 'at commit' when k.condeferrable then 'at once' else 'always at once' end,
-        'gives', k.confdeltype in ('c', 'n', 'd')) order by k.conname)
+        'gives', k.confdeltype in ('c', 'n', 'd'),
+        'restricts', k.confdeltype = 'r') order by k.conname)
       from pg_constraint k where k.conrelid = w.oid and k.contype = 'f') as "foreignKeys",
     (select json_agg(case when i.indexprs is null and i.indpred is null then
         (select json_agg(${quoted(sql`a.attname`)}) from pg_attribute a
          where a.attrelid = i.indrelid and a.attnum = any(i.indkey)) end)
-      from pg_index i where i.indrelid = w.oid and i.indisunique) as uniques
+      from pg_index i where i.indrelid = w.oid and (i.indisunique or i.indisexclusion)) as uniques
   from wanted w`
 
 /** What is known of the tables of a database: asked for once, and again when something is not known or has failed. */
@@ -140,6 +154,8 @@ export class TableCatalog {
       if (row === undefined || row.oid === null) throw noTable(table)
       const facts = {
         oid: row.oid,
+        isTable: row.isTable,
+        defaultsMark: row.defaultsMark,
         columns: new Map((row.columns ?? []).map((column) => [column.name, column])),
         foreignKeys: row.foreignKeys ?? [],
         uniques: row.uniques ?? [],

@@ -231,8 +231,12 @@ export class UnitOfWork {
 
   async #prepare(items: readonly ItemState[]): Promise<readonly Step[]> {
     const catalog = TableCatalog.of(this.#database)
-    const groups = await groupsOf(items, catalog)
-    return planSteps(groups, await new RowPreparation(this.#database, groups).prepare())
+    for (;;) {
+      const groups = await groupsOf(items, catalog)
+      const rows = await new RowPreparation(this.#database, groups).prepare()
+      if (rows !== undefined) return planSteps(groups, rows)
+      catalog.forget()
+    }
   }
 
   #reopen(items: readonly ItemState[]): void {

@@ -63,7 +63,7 @@ function valueOf(item: ItemState, group: WorkGroup, names: readonly string[], ro
 }
 
 function insertSteps(order: TableOrder, rows: WorkRows): readonly Step[] {
-  const inserts = order.groups.map((group): Step => {
+  const inserts = order.groups.flatMap((group): Step[] => {
     const held = order.broken.filter((link) => link.child === group)
     const parents = unique(order.links.filter((link) => link.child === group).map(({ parent }) => parent.mapping.table))
     const later = unique(held.map(({ parent }) => parent.mapping.table))
@@ -72,9 +72,18 @@ function insertSteps(order: TableOrder, rows: WorkRows): readonly Step[] {
       ...(later.length > 0 ? [`what it has of ${later.join(', ')} is null at first`] : []),
     ].join('; ')
     const written = held.length === 0 ? rows : withoutLinks(held, rows)
-    return { ...stepOf('insert', group, group.creates, columnsOf(group.creates, rows), why), written }
+    return alike(group, rows).map((items) => ({
+      ...stepOf('insert', group, items, columnsOf(items, rows), why),
+      written,
+    }))
   })
   return [...inserts, ...order.broken.map((link) => completeStep(link, rows))]
+}
+
+/** The new rows of one statement: of what is no table, those with the same columns, since nobody knows the defaults of the others. */
+function alike({ facts, creates }: WorkGroup, rows: WorkRows): readonly (readonly ItemState[])[] {
+  if (facts.isTable) return [creates]
+  return [...Map.groupBy(creates, (item) => columnsOf([item], rows).join('\0')).values()]
 }
 
 function withoutLinks(links: readonly Link[], rows: WorkRows): WorkRows {
@@ -93,8 +102,11 @@ function completeStep(link: Link, rows: WorkRows): Step {
 }
 
 function deleteOrder(groups: readonly WorkGroup[]): TableOrder {
+  const links = linksAmong(groups).map((link): Link =>
+    link.key.restricts ? { ...link, key: { ...link.key, checked: 'always at once' } } : link,
+  )
   // Where the server takes the children along, or lets them go, the order does not matter.
-  return orderTables(groups, linksAmong(groups), ({ key }) => key.gives, 'delete')
+  return orderTables(groups, links, ({ key }) => key.gives, 'delete')
 }
 
 function deleteSteps(order: TableOrder, place: string): readonly Step[] {

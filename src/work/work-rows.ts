@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
 import type { TableMapping } from '../core/table-mapping.ts'
-import type { ColumnFacts, WorkDatabase } from './table-facts.ts'
+import { type ColumnFacts, defaultsMarkOf, type WorkDatabase } from './table-facts.ts'
 import { columnsOf, type WorkGroup, type WorkRow, type WorkRows } from './work-group.ts'
-import { type ItemState, Reference, refusal } from './work-item.ts'
+import { type ItemState, Reference, refusal, textOfKey } from './work-item.ts'
 import type { WorkStep } from './work-step.ts'
 
 /** Of some columns, the rows that need a value of its default. */
@@ -17,6 +17,8 @@ export class RowPreparation {
   /** Values of defaults that others refer to. */
   readonly #reserved = new Map<ItemState, WorkRow>()
   readonly #underway = new Set<ItemState>()
+  /** Reserved values that others have taken before the schema of the row was asked. */
+  readonly #promised = new Map<ItemState, Set<string>>()
 
   constructor(database: WorkDatabase, groups: readonly WorkGroup[]) {
     this.#database = database
@@ -51,8 +53,8 @@ export class RowPreparation {
     return { rows: this.#rows, questions }
   }
 
-  /** The rows to be sent. */
-  async prepare(): Promise<WorkRows> {
+  /** The rows to be sent; nothing when the defaults of a table have changed since its facts were read. */
+  async prepare(): Promise<WorkRows | undefined> {
     const referred = this.#referredDefaults()
     // Whatever a schema refuses is told before anything is asked.
     for (const item of this.#written()) if (split(item.values).references.length === 0) await this.#prepare(item)
@@ -63,14 +65,19 @@ export class RowPreparation {
         if (items.size === 0) columns.delete(column)
       }
     }
-    for (const [item, column, value] of await this.#ask(referred, false)) {
+    const reserved = await this.#ask(referred, false)
+    if (reserved === undefined) return undefined
+    for (const [item, column, value] of reserved) {
       const known = this.#reserved.get(item) ?? {}
       known[column] = value
       this.#reserved.set(item, known)
     }
     for (const item of this.#written()) await this.#prepare(item)
-    for (const [item, values] of this.#reserved) Object.assign(this.#rowOf(item), values)
-    for (const [item, column, value] of await this.#ask(this.#differingDefaults(), true)) {
+    this.#assertNotOverruled()
+    this.#fillReserved()
+    const differing = await this.#ask(this.#differingDefaults(), true)
+    if (differing === undefined) return undefined
+    for (const [item, column, value] of differing) {
       this.#rowOf(item)[column] = value
     }
     return this.#rows
@@ -101,14 +108,63 @@ export class RowPreparation {
     return row
   }
 
-  async #resolve({ to, property }: Reference<unknown>, by: TableMapping, place: string): Promise<unknown> {
-    const column = columnOf(to.mapping, property)
-    const reserved = this.#reserved.get(to)
-    const known = reserved !== undefined && column in reserved ? reserved : await this.#prepare(to)
-    const entity = to.mapping.toEntity({ [column]: known[column] }) as Record<string, unknown>
-    const value = entity[property]
+  async #resolve(reference: Reference<unknown>, by: TableMapping, place: string): Promise<unknown> {
+    const { to, property } = reference
+    const value = await this.#valueOf(to, property)
     if (value !== undefined && value !== null) return value
     throw refusal(by, `${place} refers to ${to.mapping.table}.${property}, which the new row there does not have`)
+  }
+
+  async #valueOf(to: ItemState, property: string): Promise<unknown> {
+    const { mapping, values } = to
+    const column = columnOf(mapping, property)
+    // Rows that refer to one another in a long chain must not be as deep a stack.
+    await Promise.resolve()
+    const stored = await this.#storedOf(to, column)
+    const given = values[property]
+    // What is given is a property already; what it is written as may not be what is read.
+    if (given !== undefined && given !== null && !(given instanceof Reference)) {
+      const written = mapping.toColumns({ [property]: given }, 'create')[column]
+      if (textOfKey([written]) === textOfKey([stored])) return given
+    }
+    return (mapping.toEntity({ [column]: stored }) as Record<string, unknown>)[property]
+  }
+
+  /** The schema of the row has the word, except in a circle, where what was asked for is the only thing that can be known. */
+  async #storedOf(to: ItemState, column: string): Promise<unknown> {
+    const reserved = this.#reserved.get(to)?.[column]
+    if (reserved === undefined || !this.#underway.has(to)) {
+      const row = await this.#prepare(to)
+      return row[column] === undefined ? reserved : row[column]
+    }
+    this.#promised.set(to, (this.#promised.get(to) ?? new Set()).add(column))
+    return reserved
+  }
+
+  #fillReserved(): void {
+    for (const [item, values] of this.#reserved) {
+      const row = this.#rowOf(item)
+      for (const [column, value] of Object.entries(values)) {
+        if (row[column] === undefined) row[column] = value
+        if (row[column] === value || this.#promised.get(item)?.has(column) !== true) continue
+        throw refusal(
+          item.mapping,
+          `the schema makes ${column} of a row to which others refer in a circle; give it then`,
+        )
+      }
+    }
+  }
+
+  /** With the defaults that were asked for the server is overruled, which is not for values of the caller. */
+  #assertNotOverruled(): void {
+    for (const { creates, factsOf, mapping } of this.#groups) {
+      const always = [...factsOf].flatMap(([column, facts]) => (facts.always ? [column] : []))
+      for (const item of creates) {
+        const given = always.find((column) => this.#rowOf(item)[column] !== undefined)
+        if (given === undefined) continue
+        throw refusal(mapping, `a new row was given a value for ${given}, which the database always makes itself`)
+      }
+    }
   }
 
   /** What others refer to and nobody gives. */
@@ -152,7 +208,7 @@ export class RowPreparation {
     return wanted
   }
 
-  async #ask(wanted: Wanted, asText: boolean): Promise<(readonly [ItemState, string, unknown])[]> {
+  async #ask(wanted: Wanted, asText: boolean): Promise<(readonly [ItemState, string, unknown])[] | undefined> {
     const columns = [...wanted].flatMap(([group, of]) =>
       [...of].map(([column, items]) => ({ group, column, items: [...items] })),
     )
@@ -163,11 +219,16 @@ export class RowPreparation {
       const value = sql.raw(`(${expression})::${type}${asText ? '::text' : ''}`)
       return sql`case when n <= ${sql.lit(items.length)} then ${value} end as ${sql.id(`v${index}`)}`
     })
+    const tables = [...new Set([...wanted.keys()].map(({ facts }) => facts))]
+    const marks = tables.map(({ oid }, index) => sql`${defaultsMarkOf(sql.lit(oid))} as ${sql.id(`m${index}`)}`)
     const most = Math.max(...columns.map(({ items }) => items.length))
     const rows = await this.#database.query(
-      sql<Record<string, unknown>>`select ${sql.join(parts)} from generate_series(1, ${sql.lit(most)}) as n order by n`,
+      sql<
+        Record<string, unknown>
+      >`select ${sql.join([...parts, ...marks])} from generate_series(1, ${sql.lit(most)}) as n order by n`,
     )
     const values = rows.map((row) => Object.values(row))
+    if (tables.some(({ defaultsMark }, index) => values[0]?.[columns.length + index] !== defaultsMark)) return undefined
     return columns.flatMap(({ column, items }, index) =>
       items.map((item, place) => [item, column, values[place]?.[index]] as const),
     )

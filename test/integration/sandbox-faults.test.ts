@@ -61,6 +61,31 @@ test('a transaction that runs out of time is undone as a whole, and the sandbox 
   expect(await ids(inside)).toEqual([1])
 })
 
+test('what was prepared before a connection was given up can be prepared again', async () => {
+  await using box = await openSandbox(database)
+  const { database: inside } = box
+  for (let n = 0; n < 5; n += 1) await ids(inside)
+  const slow = inside.transaction(() => inside.query(sql`select pg_sleep(60)`), { timeoutMs: 50 })
+  await expect(slow).rejects.toMatchObject({ code: 'TRANSACTION_TIMEOUT' })
+  let attempts = 0
+  await inside.transaction(async () => {
+    attempts += 1
+    await ids(inside)
+  })
+  expect(attempts).toBe(1)
+})
+
+test('a limit on idle transactions is not one on the sandbox', async () => {
+  await using box = await openSandbox(database)
+  const { database: inside } = box
+  await inside.transaction(async () => {
+    await inside.query(sql`select set_config('idle_in_transaction_session_timeout', '100', true)`)
+    await write(inside, 1)
+  })
+  expect(await inside.queryValue(sql`show idle_in_transaction_session_timeout`)).toBe('0')
+  expect(await ids(inside)).toEqual([1])
+})
+
 test('a COPY and a stream that are given up leave nothing behind', async () => {
   await using box = await openSandbox(database)
   const { database: inside } = box
@@ -148,6 +173,29 @@ test('a hook that asks the database does so after the connection is free, in and
   }
   await sandbox(single, check)
   await check(single)
+})
+
+test('a role that may not use a schema with deferred constraints has a sandbox all the same', async () => {
+  await database.query(sql`create schema hidden`)
+  await database.query(sql`create table hidden.pairs (a int primary key deferrable initially deferred)`)
+  const role = `kanta_small_${process.pid}`
+  await database.query(sql`create role ${sql.id(role)} login password 'small'`)
+  await database.query(sql`grant all on notes to ${sql.id(role)}`)
+  const ofRole = new URL(url)
+  ofRole.username = role
+  ofRole.password = 'small'
+  const small = await createDatabase<DB>({ postgres: { url: ofRole.href }, redis: false })
+  try {
+    await sandbox(small, async (inside) => {
+      await inside.transaction(() => write(inside, 1))
+      await inside.transaction(() => write(inside, 2))
+      expect(await ids(inside)).toEqual([1, 2])
+    })
+  } finally {
+    await small.close()
+    await database.query(sql`drop owned by ${sql.id(role)}`)
+    await database.query(sql`drop role ${sql.id(role)}`)
+  }
 })
 
 test('what is no database of kanta is refused', async () => {

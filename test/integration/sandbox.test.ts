@@ -1,7 +1,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import { sql } from 'kysely'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
-import { createDatabase, type Database, type DatabaseOptions, Repository } from '../../src/index.ts'
+import { createDatabase, createSagas, type Database, type DatabaseOptions, Repository, saga } from '../../src/index.ts'
 import { openSandbox, type Sandbox, sandbox, type SandboxOptions } from '../../src/testing.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
 
@@ -179,6 +179,22 @@ describe.each(Object.keys(servers))('on %s', (kind) => {
     expect(await box.database.queryCount(sql`select count(*) from pairs`)).toBe(4)
   })
 
+  test('constraints that are deferred may come and go in it', async () => {
+    await using box = await open()
+    const { database: inside } = box
+    await inside.query(
+      sql`create table twins (a int primary key, b int references twins deferrable initially deferred)`,
+    )
+    await inside.transaction(() => inside.query(sql`drop table pairs`))
+    await inside.transaction(async () => {
+      await inside.query(sql`insert into twins values (1, 2)`)
+      await inside.query(sql`insert into twins values (2, 1)`)
+    })
+    const alone = inside.transaction(() => inside.query(sql`insert into twins values (3, 4)`))
+    await expect(alone).rejects.toMatchObject({ code: 'FOREIGN_KEY_VIOLATION' })
+    expect(await inside.queryCount(sql`select count(*) from twins`)).toBe(2)
+  })
+
   test('a transaction that only reads may not write, and the next one may', async () => {
     await using box = await open()
     const { database: inside } = box
@@ -292,6 +308,23 @@ describe.each(Object.keys(servers))('on %s', (kind) => {
     expect(await ids(inside)).toEqual([1, 3])
     await box.close()
     expect(await ids(database)).toEqual([])
+  })
+
+  test('sagas run in it, and try again', async () => {
+    await using box = await open()
+    const { database: inside } = box
+    let attempts = 0
+    const definition = saga<{ id: number }>('write').step('note', {
+      retry: { attempts: 2, minDelayMs: 1, maxDelayMs: 2 },
+      run: async ({ input }) => {
+        attempts += 1
+        if (attempts === 1) throw new Error('not yet')
+        await write(inside, input.id)
+      },
+    })
+    await using sagas = await createSagas(inside, [definition], { pollMs: 50, logger })
+    await sagas.run(definition, { id: 1 }, { signal: AbortSignal.timeout(5_000) })
+    expect([attempts, await ids(inside)]).toEqual([2, [1]])
   })
 
   test('in a sandbox there can be another', async () => {

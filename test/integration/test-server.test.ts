@@ -135,6 +135,26 @@ test('the template is made once for the same content, and anew for another', asy
   expect(new Set([first, changed, seededAnew].map(({ template }) => template)).size).toBe(3)
 })
 
+test('a template that is dropped meanwhile is made again for the next copies', async () => {
+  const server = await open()
+  await admin((client) => client.query(`drop database ${server.template}`))
+  const copies = await Promise.all([server.database(), server.database()])
+  for (const copy of copies) {
+    expect(await copy.queryCount(sql`select count(*) from notes`)).toBe(1)
+    await copy.close()
+  }
+})
+
+test('closed while databases are made it leaves none of them', async () => {
+  const server = await open()
+  const making = Promise.allSettled([server.database(), server.databaseUrl()])
+  await server.close()
+  expect(await databases()).toEqual([server.template])
+  for (const outcome of await making) {
+    if (outcome.status === 'fulfilled' && typeof outcome.value === 'object') await outcome.value.close()
+  }
+})
+
 test('processes that start together make it once', async () => {
   const directory = migrations('select pg_sleep(0.3);')
   const outputs = await Promise.all(

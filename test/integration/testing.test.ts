@@ -1,7 +1,10 @@
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
-import { sql } from 'kysely'
+import { type Generated, sql } from 'kysely'
+import { Client } from 'pg'
 import { describe, expect, inject, onTestFinished, test } from 'vitest'
 import { createDatabase, type Database } from '../../src/index.ts'
 import type { DB } from '../../src/generated/schema.ts'
@@ -53,6 +56,16 @@ describe('factories of the domain', () => {
     expect(await make.users.createMany(2_500)).toHaveLength(2_500)
   })
 
+  test('make rows of a table whose columns all have defaults', async () => {
+    const url = await freshDatabaseUrl('empty')
+    const database = closeAfterTest(
+      await createDatabase<{ tickets: { id: Generated<number> } }>({ postgres: { url }, redis: false }),
+    )
+    await database.query(sql`create table tickets (id int generated always as identity)`)
+    const tickets = factory(database, 'tickets', () => ({}))
+    expect([await tickets.create(), ...(await tickets.createMany(2))]).toEqual([{ id: 1 }, { id: 2 }, { id: 3 }])
+  })
+
   test('a team writes its own for its own tables', async () => {
     interface Tables {
       tasks: { id: number; title: string; done: boolean }
@@ -71,6 +84,12 @@ describe('factories of the domain', () => {
 })
 
 describe('the clock of the cache', () => {
+  test('is not put forward by what is no number, from which it could not come back', () => {
+    using clock = cacheClock()
+    expect(() => clock.advance(Number.NaN)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }) as Error)
+    expect(clock.aheadMs).toBe(0)
+  })
+
   test('put forward, it ends what is in memory, and put back it does not', async () => {
     const database = closeAfterTest(
       await createDatabase({ postgres: { url: await freshDatabaseUrl('empty') }, redis: false }),
@@ -132,6 +151,45 @@ describe('a fault proxy', () => {
     await expect(database.query(sql.raw('select 1; select 2'))).rejects.toMatchObject({ code: 'DEADLOCK' })
   })
 
+  test('fails as many statements as it is told, whatever way they are sent and the pattern is written', async () => {
+    await using proxy = await faultProxy(await freshDatabaseUrl('empty'))
+    const client = new Client({ connectionString: proxy.url })
+    await client.connect()
+    const send = (...query: [text: string, values?: unknown[]]): Promise<string> =>
+      client.query(...query).then(
+        () => 'done',
+        () => 'failed',
+      )
+    const rule = proxy.failNext({ sqlState: '53100', nth: 2 })
+    const both = [await send('select 1'), await send('select $1::int', [1])]
+    expect([...both, await send('select 1'), await send('select $1::int', [1])]).toEqual([
+      'done',
+      'failed',
+      'done',
+      'done',
+    ])
+    expect(rule.hits).toBe(1)
+    proxy.failNext({ sqlState: '53100', statement: /select/g, times: 2 })
+    expect([await send('select 1'), await send('select 1'), await send('select 1')]).toEqual([
+      'failed',
+      'failed',
+      'done',
+    ])
+    await client.end()
+  })
+
+  test('leads to a server at an address of IPv6', async () => {
+    const server = createServer((socket) => socket.end('reached'))
+    server.listen(0, '::1')
+    await once(server, 'listening')
+    onTestFinished(() => void server.close())
+    const { port } = server.address() as AddressInfo
+    await using proxy = await faultProxy(`redis://[::1]:${port}`)
+    const socket = connect(proxy.port, '127.0.0.1')
+    expect(String(...(await once(socket, 'data')))).toBe('reached')
+    socket.destroy()
+  })
+
   test('refuses, cuts, and resets after so many bytes', async () => {
     const [proxy, database] = await open()
     const read = (count: number): Promise<unknown> =>
@@ -176,6 +234,7 @@ describe('a fault proxy', () => {
 })
 
 test('it works with the test runner of Node, and lets its process end', () => {
+  mkdirSync(join(root, '.cache'), { recursive: true })
   const folder = mkdtempSync(join(root, '.cache/user-'))
   onTestFinished(() => rmSync(folder, { recursive: true }))
   const file = join(folder, 'orders.test.ts')

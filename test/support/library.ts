@@ -156,8 +156,8 @@ export interface LibraryCategory {
 }
 
 export class Categories extends Repository<Library, 'categories', LibraryCategory, typeof categoryColumns> {
-  constructor(database: Source) {
-    super(database, { table: 'categories', columns: categoryColumns })
+  constructor(database: Source, validate: { create?: StandardSchema } = {}) {
+    super(database, { table: 'categories', columns: categoryColumns, validate })
   }
 }
 
