@@ -1,6 +1,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { Database } from '../database.ts'
 import type { EncodedEvent, OutboxEvent } from './outbox-event.ts'
+import { jsonColumn } from './saga-values.ts'
 
 /** An event in the hands of a relay. */
 export interface ClaimedEvent extends OutboxEvent {
@@ -55,7 +56,8 @@ export interface Retention {
 
 interface Written {
   readonly id: string
-  readonly idempotency_key: string | null
+  /** Its idempotency key. */
+  readonly mark: string | null
 }
 
 /** What a claim has looked at. */
@@ -69,14 +71,18 @@ interface EventRow {
   readonly id: string
   readonly topic: string
   readonly key: string | null
-  readonly payload: unknown
-  readonly headers: Readonly<Record<string, string>> | null
+  readonly payload: string
+  readonly headers: string | null
   readonly attempts: number
-  readonly published_at: Date
+  readonly published: number
 }
 
 const free = sql`(o.leased_until is null or o.leased_until <= statement_timestamp())`
-const columns = sql`o.id::text as id, o.topic, o.key, o.payload, o.headers, o.attempts, o.published_at`
+const epoch = (column: string): RawBuilder<number> =>
+  sql<number>`(extract(epoch from ${sql.raw(column)}) * 1000)::float8`
+/** Single words, and JSON as text: no plugin or parser of the application makes something else of them. */
+const columns = sql`o.id::text as id, o.topic, o.key, ${jsonColumn('o.payload')} as payload, ${jsonColumn('o.headers')} as headers,
+  o.attempts, ${epoch('o.published_at')} as published`
 
 /** So many events are looked at for one claim. */
 const windowSize = 500
@@ -111,9 +117,9 @@ export class OutboxStore {
   async publish(events: readonly EncodedEvent[]): Promise<readonly (string | undefined)[]> {
     const isIdempotent = events.every(({ idempotencyKey }) => idempotencyKey !== null)
     const rows = await this.#database.query(this.insert(events), { idempotent: isIdempotent })
-    const byKey = new Map(rows.map((row) => [row.idempotency_key, row.id]))
+    const byKey = new Map(rows.map((row) => [row.mark, row.id]))
     // None of the others is left out, and numbers rise with the order.
-    const others = inOrder(rows.filter((row) => row.idempotency_key === null)).values()
+    const others = inOrder(rows.filter((row) => row.mark === null)).values()
     return events.map(({ idempotencyKey }) => {
       if (idempotencyKey === null) return others.next().value?.id
       const id = byKey.get(idempotencyKey)
@@ -141,7 +147,7 @@ export class OutboxStore {
         with ordinality as g(topic, key, payload, headers, idempotency_key, delay_ms, at)
       where (select count(*) from turns) >= 0 order by g.at
       on conflict (outbox, idempotency_key) where idempotency_key is not null do nothing
-      returning id::text as id, idempotency_key`
+      returning id::text as id, idempotency_key as mark`
   }
 
   #takeTurns(keys: readonly string[]): RawBuilder<unknown> {
@@ -357,10 +363,10 @@ export class OutboxStore {
   }
 
   async deadLetters(limit: number, after: string): Promise<readonly DeadLetter[]> {
-    const rows = await this.#database.query(sql<EventRow & { error: string | null; ended_at: Date }>`
-      select ${columns}, o.error, o.ended_at from kanta.outbox o
+    const rows = await this.#database.query(sql<EventRow & { error: string | null; died: number }>`
+      select ${columns}, o.error, ${epoch('o.ended_at')} as died from kanta.outbox o
       where o.outbox = ${this.#name} and o.state = 'dead' and o.id > ${after}::bigint order by o.id limit ${limit}`)
-    return rows.map((row) => ({ ...eventOf(row), error: row.error ?? undefined, diedAt: row.ended_at }))
+    return rows.map((row) => ({ ...eventOf(row), error: row.error ?? undefined, diedAt: new Date(row.died) }))
   }
 
   async retryDead(ids: readonly string[] | 'all'): Promise<number> {
@@ -390,15 +396,15 @@ function claimed(row: EventRow, lease: string): ClaimedEvent {
   return { ...eventOf(row), lease }
 }
 
-function eventOf({ id, topic, key, payload, headers, attempts, published_at }: EventRow): OutboxEvent {
+function eventOf({ id, topic, key, payload, headers, attempts, published }: EventRow): OutboxEvent {
   return {
     id,
     topic,
     key: key ?? undefined,
-    payload,
-    headers: headers ?? {},
+    payload: parsed(payload),
+    headers: headers === null ? {} : (parsed(headers) as OutboxEvent['headers']),
     attempt: attempts,
-    publishedAt: published_at,
+    publishedAt: new Date(published),
   }
 }
 
@@ -406,3 +412,8 @@ function eventOf({ id, topic, key, payload, headers, attempts, published_at }: E
 function inOrder<Event extends { readonly id: string }>(events: readonly Event[]): readonly Event[] {
   return events.toSorted((one, other) => (BigInt(one.id) < BigInt(other.id) ? -1 : 1))
 }
+/** What {@link jsonColumn} selected. */
+function parsed(text: string): unknown {
+  return JSON.parse(text.slice(1))
+}
+

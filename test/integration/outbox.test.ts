@@ -1,4 +1,5 @@
-import { sql } from 'kysely'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { CamelCasePlugin, ParseJSONResultsPlugin, sql } from 'kysely'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import {
   createDatabase,
@@ -92,6 +93,33 @@ test('an event arrives as it was published', async () => {
     publishedAt: expect.any(Date),
   })
   expect(Object.keys(event?.payload ?? {})).toEqual(['zebra', 'apple', 'text', 'nested'])
+})
+
+test('plugins that rename columns or parse JSON do not disturb it', async () => {
+  const postgres = { url: await freshDatabaseUrl('empty') }
+  const plugins = [new CamelCasePlugin(), new ParseJSONResultsPlugin()]
+  const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet, plugins }))
+  const outbox = await createOutbox<Record<string, unknown>>(database)
+  const payload = { snake_case: 1, text: '{"a":1}', list: [{ in_it: 1 }] }
+  const headers = { trace_id: '[1]' }
+  const ids = await outbox.publishMany([
+    { topic: 'odd', payload, headers },
+    { topic: 'odd', payload: '[1]', idempotencyKey: 'k' },
+  ])
+  expect(ids).toEqual(['1', '2'])
+  const seen: unknown[] = []
+  const fail = (event: unknown): never => {
+    seen.push(event)
+    throw new Error('no')
+  }
+  await using _relay = outbox.relay(fail, { pollMs: 50, maxAttempts: 1 })
+  await until(async () => (await outbox.stats()).dead === 2)
+  const expected = [
+    { id: '1', payload, headers, publishedAt: expect.any(Date) },
+    { id: '2', payload: '[1]', headers: {} },
+  ]
+  expect(seen).toMatchObject(expected)
+  expect(await outbox.deadLetters()).toMatchObject(expected.map((event) => ({ ...event, diedAt: expect.any(Date) })))
 })
 
 test('what JSON would change or cannot hold is refused before anything is written', async () => {
