@@ -137,6 +137,8 @@ const firstPauseMs = 50
 const longestPauseMs = 5_000
 const listenAgainMs = 5_000
 const leastSettlingMs = 1_000
+/** Ten years. */
+const longestAskedMs = 315_576_000_000
 
 /** {@link Relay} over its store. */
 export class OpenRelay implements Relay {
@@ -397,7 +399,7 @@ export class OpenRelay implements Relay {
     const { id, lease, topic, attempt } = hold.event
     const advice = isDatabaseError(error) && error.code === 'DELIVERY_FAILED' ? (error as DeliveryError) : undefined
     const isDead = attempt >= maxAttempts || advice?.isFinal === true
-    const delayMs = isDead ? undefined : Math.max(backoff(baseDelayMs, maxDelayMs, attempt), advice?.retryAfterMs ?? 0)
+    const delayMs = isDead ? undefined : Math.max(backoff(baseDelayMs, maxDelayMs, attempt), pauseOf(advice))
     const text = kept(describeError, error)
     this.#settlements.giveBack({ id, lease, state: isDead ? 'dead' : 'waiting', delayMs, isCounted: true, error: text })
     this.#counts.failed += 1
@@ -522,6 +524,12 @@ function neverEnded(attempts: number): DeliveryError {
   return new DeliveryError(
     `None of ${attempts} attempts came to an end: their processes died, or stood still. See what this event does to them.`,
   )
+/** What the server takes as a pause, whatever the handler asks for: that it could not add to a time, it would refuse for ever. */
+function pauseOf(advice: DeliveryError | undefined): number {
+  const askedMs = advice?.retryAfterMs ?? 0
+  return Number.isNaN(askedMs) ? 0 : Math.min(askedMs, longestAskedMs)
+}
+
 }
 
 const longestText = 2_000

@@ -295,6 +295,25 @@ test('after maxAttempts, or at once when it says so, an event is a dead letter t
   await until(async () => (await rowsOf(database)).length === 0)
 })
 
+test('a pause that is no time does not keep the relay from settling anything', async () => {
+  const { outbox } = await open()
+  const seen: number[] = []
+  const pauses = [Number.NaN, Number.POSITIVE_INFINITY]
+  const relay = outbox.relay(
+    (event: EventOf<Topics>) => {
+      if (event.topic !== 'order.paid') return
+      seen.push(event.payload.orderId)
+      if (event.attempt === 1) throw new DeliveryError('busy', { retryAfterMs: pauses[event.payload.orderId] })
+    },
+    { pollMs: 50, baseDelayMs: 10 },
+  )
+  onTestFinished(() => relay.close())
+  await outbox.publishMany([0, 1, 2].map((orderId) => ({ topic: 'order.paid', payload: { orderId } })))
+  await until(() => relay.stats().delivered === 2)
+  expect(seen.toSorted((one, other) => one - other)).toEqual([0, 0, 1, 2, 2])
+  await until(async () => (await outbox.stats()).waiting === 1)
+})
+
 test('a delayed event waits for its time, by the clock of the server, and its key behind it', async () => {
   const { database, outbox } = await open()
   const { events } = collect(outbox, { pollMs: 10_000 })
