@@ -232,19 +232,17 @@ export class OpenRelay implements Relay {
   // Claiming
 
   async #run(): Promise<void> {
-    const { batch, batchSize } = this.#settings
-    const leastRoom = batch ? batchSize : Math.ceil(this.#capacity / 2)
     let failures = 0
     let idle = 0
     while (!this.#isOver) {
       this.#isStirred = false
-      const room = this.#capacity - this.#inHand.size
-      if (room < leastRoom) {
+      const { wanted, withFollowers } = this.#room()
+      if (wanted === 0) {
         await this.#pause(longestPauseMs)
         continue
       }
       try {
-        const count = await this.#claim(batch ? batchSize : room)
+        const count = await this.#claim(wanted, withFollowers)
         failures = 0
         idle = count > 0 ? 0 : idle + 1
         if (count === 0) await this.#pause(await this.#restMs(idle))
@@ -258,6 +256,18 @@ export class OpenRelay implements Relay {
     }
   }
 
+  /** How many events to claim now. */
+  #room(): { readonly wanted: number; readonly withFollowers: boolean } {
+    const { batch, batchSize, concurrency } = this.#settings
+    const room = this.#capacity - this.#inHand.size
+    const leastRoom = batch ? batchSize : Math.ceil(this.#capacity / 2)
+    if (room >= leastRoom) return { wanted: batch ? batchSize : room, withFollowers: !batch }
+    // There will be room in a moment, for more at once.
+    if (batch || room + this.#settlements.size >= leastRoom) return { wanted: 0, withFollowers: false }
+    // What is in hand are slow ones and what waits behind them: other keys have nothing to do with those.
+    return { wanted: concurrency - this.#working.size, withFollowers: false }
+  }
+
   /** A database that is closed does not come back. */
   #mustEnd(error: unknown): boolean {
     const isClosed = isDatabaseError(error) && error.code === 'DATABASE_CLOSED'
@@ -265,9 +275,9 @@ export class OpenRelay implements Relay {
     return isClosed || this.#isOver
   }
 
-  async #claim(wanted: number): Promise<number> {
+  async #claim(wanted: number, withFollowers: boolean): Promise<number> {
     const { store } = this.#parts
-    const { batch, leaseMs } = this.#settings
+    const { leaseMs } = this.#settings
     const lease = randomUUID()
     const goodUntil = performance.now() + leaseMs
     const { events: heads, isClogged, lastKey, hasMoreKeys } = await store.claim(lease, leaseMs, wanted, this.#lastKey)
@@ -275,7 +285,7 @@ export class OpenRelay implements Relay {
     // What was claimed is taken up whatever becomes of the rest.
     if (hasMoreKeys || (isClogged && (await store.park().catch(() => 0)) > 0)) this.#isStirred = true
     const keyed = heads.filter(({ key }) => key !== undefined)
-    const each = keyed.length === 0 || batch ? 0 : Math.floor((wanted - heads.length) / keyed.length)
+    const each = keyed.length === 0 || !withFollowers ? 0 : Math.floor((wanted - heads.length) / keyed.length)
     const followers = each > 0 ? await store.claimFollowers(keyed, lease, leaseMs, each).catch(() => []) : []
     const holds = [...heads, ...followers].map((event): Hold => ({ event, goodUntil, isLost: false, stop: undefined }))
     for (const hold of holds) {
@@ -514,6 +524,12 @@ function backoff(baseMs: number, longestMs: number, failures: number): number {
   return Math.min(baseMs * 2 ** Math.min(failures - 1, 40), longestMs) * (0.5 + Math.random() / 2)
 }
 
+/** What the server takes as a pause, whatever the handler asks for: that it could not add to a time, it would refuse for ever. */
+function pauseOf(advice: DeliveryError | undefined): number {
+  const askedMs = advice?.retryAfterMs ?? 0
+  return Number.isNaN(askedMs) ? 0 : Math.min(askedMs, longestAskedMs)
+}
+
 function tooSlow(timeoutMs: number): DeliveryError {
   return new DeliveryError(
     `The handler did not end within ${timeoutMs} ms, so the attempt has failed. Make it quicker, or raise timeoutMs.`,
@@ -524,12 +540,6 @@ function neverEnded(attempts: number): DeliveryError {
   return new DeliveryError(
     `None of ${attempts} attempts came to an end: their processes died, or stood still. See what this event does to them.`,
   )
-/** What the server takes as a pause, whatever the handler asks for: that it could not add to a time, it would refuse for ever. */
-function pauseOf(advice: DeliveryError | undefined): number {
-  const askedMs = advice?.retryAfterMs ?? 0
-  return Number.isNaN(askedMs) ? 0 : Math.min(askedMs, longestAskedMs)
-}
-
 }
 
 const longestText = 2_000

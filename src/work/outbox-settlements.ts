@@ -34,6 +34,11 @@ export class Settlements {
     this.#observer = observer
   }
 
+  /** How many are being settled. */
+  get size(): number {
+    return this.#known.size
+  }
+
   /** Whether it is being settled. */
   has({ id, lease }: Held): boolean {
     return this.#known.get(id) === lease

@@ -368,6 +368,33 @@ test('many relays share the work: each event once, keys in order, and a key is n
   }
 })
 
+test('a long queue of one key that is slow, or slow handlers, leave the other handlers to the others', async () => {
+  const slow = Array.from({ length: 100 }, (_, orderId) => ({
+    topic: 'order.paid' as const,
+    payload: { orderId },
+    key: 'slow',
+  }))
+  const release = Promise.withResolvers<void>()
+  for (const batchSize of [100, 1]) {
+    // Of one key all are behind one handler; without keys each has its own.
+    const events = batchSize === 1 ? slow.slice(0, 6).map(({ key: _key, ...event }) => event) : slow
+    const { outbox } = await open()
+    await outbox.publishMany(events)
+    const seen: string[] = []
+    await using relay = outbox.relay(
+      async (event) => {
+        if (event.topic === 'order.paid') await release.promise
+        else seen.push(event.payload.name)
+      },
+      { pollMs: 50, concurrency: 10, batchSize, drainTimeoutMs: 0 },
+    )
+    await until(() => relay.stats().inHand === events.length)
+    await outbox.publish('user.left', { name: 'other' }, { key: 'other' })
+    await until(() => seen.length === 1)
+  }
+  release.resolve()
+})
+
 test('a long queue behind one key that fails does not hold up the others', async () => {
   const { database, outbox } = await open()
   await outbox.publishMany(
