@@ -1,4 +1,4 @@
-import { type RawBuilder, sql } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 import type { Database } from '../database.ts'
 import type { EncodedEvent, OutboxEvent } from './outbox-event.ts'
 import { jsonColumn } from './saga-values.ts'
@@ -65,6 +65,11 @@ interface Looked {
   readonly seen: number
   readonly keyCount: number
   readonly lastKey: string | null
+}
+
+/** Written by Kysely's builder, so that renewing a lease shares a connection and waits for none of a pool that is used up. */
+interface LeaseTables {
+  'kanta.outbox': { id: string; lease: string | null; state: string; leased_until: unknown }
 }
 
 interface EventRow {
@@ -329,13 +334,16 @@ export class OutboxStore {
 
   /** Holds them longer; gives the ids of those that are still held with these leases. */
   async renew(events: readonly Pick<ClaimedEvent, 'id' | 'lease'>[], leaseMs: number): Promise<ReadonlySet<string>> {
-    const rows = await this.#database.query(
-      sql<{ id: string }>`
-      with given as materialized (${pairs(events)})
-      update kanta.outbox o set leased_until = statement_timestamp() + ${ms(leaseMs)} from given g
-      where o.id = g.id and o.lease = g.lease and o.state = 'waiting' returning o.id::text as id`,
-      { idempotent: true },
-    )
+    const given = sql<{ id: string; lease: string }>`(${pairs(events)})`.as<'g'>('g')
+    const query = (this.#database.db as unknown as Kysely<LeaseTables>)
+      .updateTable('kanta.outbox as o')
+      .from(given)
+      .set({ leased_until: sql`statement_timestamp() + ${ms(leaseMs)}` })
+      .whereRef('o.id', '=', 'g.id')
+      .whereRef('o.lease', '=', 'g.lease')
+      .where('o.state', '=', 'waiting')
+      .returning(sql<string>`o.id::text`.as('id'))
+    const rows = await this.#database.query(query, { idempotent: true })
     return new Set(rows.map(({ id }) => id))
   }
 
@@ -408,12 +416,12 @@ function eventOf({ id, topic, key, payload, headers, attempts, published }: Even
   }
 }
 
-/** By number: in the order in which those of one key were committed. */
-function inOrder<Event extends { readonly id: string }>(events: readonly Event[]): readonly Event[] {
-  return events.toSorted((one, other) => (BigInt(one.id) < BigInt(other.id) ? -1 : 1))
-}
 /** What {@link jsonColumn} selected. */
 function parsed(text: string): unknown {
   return JSON.parse(text.slice(1))
 }
 
+/** By number: in the order in which those of one key were committed. */
+function inOrder<Event extends { readonly id: string }>(events: readonly Event[]): readonly Event[] {
+  return events.toSorted((one, other) => (BigInt(one.id) < BigInt(other.id) ? -1 : 1))
+}

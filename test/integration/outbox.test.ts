@@ -503,6 +503,26 @@ test('a lease is renewed while its handler runs', async () => {
   await Promise.all(relays.map((relay) => relay.close()))
 })
 
+test('a lease is renewed while handlers use up the pool', async () => {
+  const postgres = { url: await freshDatabaseUrl('empty'), pool: { max: 1 } }
+  const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet }))
+  const outbox = await createOutbox<Topics>(database)
+  await outbox.publish('user.left', { name: 'x' })
+  let calls = 0
+  await using relay = outbox.relay(
+    async () => {
+      calls += 1
+      await database.transaction(async () => {
+        await database.query(sql`select 1`)
+        await sleep(1_000)
+      })
+    },
+    { leaseMs: 300 },
+  )
+  await until(() => relay.stats().delivered === 1)
+  expect(calls).toBe(1)
+})
+
 test('a handler that does not end in time has failed, and is told', async () => {
   const { outbox } = await open()
   await outbox.publish('user.left', { name: 'slow' })
