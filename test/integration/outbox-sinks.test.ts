@@ -224,6 +224,17 @@ test('Elasticsearch: an answer that is none leaves all to be tried again', async
   expect(relay.stats().failed).toBe(1)
 })
 
+test('Elasticsearch: what is too large as a whole is sent in halves', async () => {
+  const { outbox } = await open()
+  const { url } = await receiver(({ body }) =>
+    body.split('\n').length > 12 ? { status: 413 } : { status: 200, body: { errors: false } },
+  )
+  await outbox.publishMany(products(20))
+  await using relay = outbox.relay(elasticsearchSink<EventOf<Topics>>({ url, index: 'products' }), fast)
+  await until(() => relay.stats().delivered + relay.stats().dead === 20)
+  expect(relay.stats()).toMatchObject({ delivered: 20, dead: 0 })
+})
+
 test('ClickHouse: a batch is one insert with its token, and rows that are refused are found', async () => {
   const { outbox } = await open()
   const { received, url } = await receiver(({ body }) => ({ status: body.includes('"p3"') ? 400 : 200 }))
