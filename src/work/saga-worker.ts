@@ -70,6 +70,10 @@ export class SagaWorker {
     return [...this.#runs.keys()]
   }
 
+  get #hasLease(): boolean {
+    return performance.now() < this.#leaseUntil
+  }
+
   begin(): void {
     if (this.#settings.concurrency === 0 || this.#isClosing) return
     if (this.#settings.listen) this.#listening = this.#listen()
@@ -139,6 +143,8 @@ export class SagaWorker {
         const taken = await this.#take()
         idleMs = taken > 0 ? firstPauseMs : Math.min(idleMs * 2, this.#settings.pollMs)
         pauseMs = await this.#untilNext(idleMs)
+        // The log can be used again, and nothing runs that would show it.
+        if (this.#hasLease && this.#runs.size === 0 && taken === 0) this.#setbacks = 0
         if (this.#setbacks > 0)
           await pauseFor(Math.min(firstPauseMs * 2 ** Math.min(this.#setbacks, 10), this.#settings.pollMs))
       } catch (error) {
@@ -154,7 +160,7 @@ export class SagaWorker {
   async #take(): Promise<number> {
     const room = this.#settings.concurrency - this.#runs.size
     // Without a row of its own, others would take at once what it takes.
-    if (room <= 0 || performance.now() >= this.#leaseUntil) return 0
+    if (room <= 0 || !this.#hasLease) return 0
     const { log, definitions } = this.#parts
     const claimed = await log.claim(this.#id, definitions.values(), this.running, room)
     for (const saga of claimed) {
@@ -190,7 +196,8 @@ export class SagaWorker {
 
   /** How long there is nothing to do, as far as is known. */
   async #untilNext(idleMs: number): Promise<number> {
-    if (this.#runs.size >= this.#settings.concurrency) return this.#settings.pollMs
+    // The end of a run, or the lease once it is good, rings.
+    if (this.#runs.size >= this.#settings.concurrency || !this.#hasLease) return this.#settings.pollMs
     const dueMs = await this.#parts.log.nextDueMs(this.#parts.definitions.values())
     if (dueMs === undefined) return idleMs
     // One that has become due since, or that another worker is just taking.
@@ -219,16 +226,17 @@ export class SagaWorker {
   async #renew(): Promise<boolean> {
     const { leaseMs } = this.#settings
     const sentAt = performance.now()
-    const isFirst = this.#leaseUntil === Number.NEGATIVE_INFINITY
+    const hadLease = this.#hasLease
     // Those that are taken while this is under way are in no answer to it.
     const runs = Array.from(this.#runs.values(), ({ run }) => run)
     try {
       await this.#parts.log.renew(this.#id, this.#place, leaseMs)
       this.#leaseUntil = sentAt + leaseMs
-      if (isFirst) this.#work.ring()
+      if (!hadLease) this.#work.ring()
       if (runs.length > 0) await this.#compare(runs)
       return true
-    } catch {
+    } catch (error) {
+      if (!this.#hasLease) this.#setBack(error)
       return false
     }
   }
