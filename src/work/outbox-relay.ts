@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { doneWithin } from '../core/deadline.ts'
 import { type DatabaseError, DeliveryError, isDatabaseError } from '../core/errors.ts'
 import type { Subscription } from '../core/subscriber.ts'
 import type { Database, DatabaseSeams } from '../database.ts'
@@ -206,14 +207,14 @@ export class OpenRelay implements Relay {
     this.#parts.onEnd(this)
     const { drainTimeoutMs } = this.#settings
     const drained = Promise.all([this.#running, this.#whenIdle()])
-    const isDrained = await before(drained, drainTimeoutMs)
+    const isDrained = await doneWithin(drained, drainTimeoutMs)
     if (!isDrained) {
       this.#hasGivenUp = true
       for (const hold of this.#inHand.values())
         hold.stop?.(
           new DeliveryError('The relay was closed before the handler had ended: what it does may be done again.'),
         )
-      await before(this.#whenIdle(), firstPauseMs)
+      await doneWithin(this.#whenIdle(), firstPauseMs)
       // What does not even hear of that goes back as it is; its late answer finds another lease.
       this.#release([...this.#inHand.values()])
     }
@@ -551,19 +552,6 @@ function kept(describe: (error: unknown) => string, error: unknown): string {
   } catch {
     return 'describeError threw, or gave no text'
   }
-}
-
-/** Whether it is done by then. Never rejects. */
-async function before(work: Promise<unknown>, limitMs: number): Promise<boolean> {
-  const late = Promise.withResolvers<boolean>()
-  const timer = setTimeout(() => late.resolve(false), limitMs)
-  const done = work.then(
-    () => true,
-    () => true,
-  )
-  const isDone = await Promise.race([done, late.promise])
-  clearTimeout(timer)
-  return isDone
 }
 
 function whenAborted(signal: AbortSignal): Promise<void> {

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
-import { pauseFor } from '../core/deadline.ts'
+import { doneWithin, pauseFor } from '../core/deadline.ts'
 import { isDatabaseError } from '../core/errors.ts'
 import type { Subscription } from '../core/subscriber.ts'
 import { Alarm } from './alarm.ts'
@@ -31,6 +31,7 @@ const channel = 'kanta_sagas'
 const firstPauseMs = 50
 const becomesDueMs = 10
 const pruneIntervalMs = 60_000
+const longestEndMs = 1_000
 
 /** Under what a definition is known. */
 export function definitionKey({ name, version }: Pick<SagaDefinition, 'name' | 'version'>): string {
@@ -112,13 +113,13 @@ export class SagaWorker {
     await this.#drain()
     this.#isOver = true
     this.#renewal.ring()
-    await Promise.all([listening, this.#loops])
+    await doneWithin(Promise.all([listening, this.#loops]), longestEndMs)
     if (this.#settings.concurrency > 0 && !this.#parts.database.isClosed) {
       // What cannot be given back is taken when the lease has run out.
       await this.#parts.log.release(this.#id).catch(() => undefined)
       this.tellOthers()
     }
-    await this.#telling
+    await doneWithin(this.#telling, longestEndMs)
   }
 
   async #drain(): Promise<void> {
@@ -126,12 +127,10 @@ export class SagaWorker {
       // One may just be about to be begun.
       while (this.#runs.size > 0) await Promise.all(Array.from(this.#runs.values(), ({ done }) => done))
     })()
-    const isLate = await Promise.race([
-      drained.then(() => false),
-      pauseFor(this.#settings.drainTimeoutMs, { ref: false }).then(() => true),
-    ])
-    if (isLate) for (const { run } of this.#runs.values()) run.abandon()
-    await drained
+    if (await doneWithin(drained, this.#settings.drainTimeoutMs)) return
+    for (const { run } of this.#runs.values()) run.abandon()
+    // What they had just sent may get no answer for long; nothing is sent after it.
+    await doneWithin(drained, longestEndMs)
   }
 
   async #takeSagas(): Promise<void> {

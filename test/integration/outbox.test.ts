@@ -1,15 +1,19 @@
+import { once } from 'node:events'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CamelCasePlugin, ParseJSONResultsPlugin, sql } from 'kysely'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import {
   createDatabase,
   createOutbox,
+  createSagas,
   type Database,
   DeliveryError,
   type EventOf,
   type Outbox,
   type OutboxOptions,
   type RelayFailure,
+  saga,
 } from '../../src/index.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
 
@@ -35,6 +39,31 @@ async function open(
   const postgres = { url: url ?? (await freshDatabaseUrl('empty')), pool: { max: 5 } }
   const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet }))
   return { database, outbox: await createOutbox<Topics>(database, options) }
+}
+
+/** A server between that, once it is told to, passes nothing on and closes nothing. */
+async function silenced(to: string) {
+  const { hostname, port } = new URL(to)
+  const sockets: Socket[] = []
+  let isSilent = false
+  const server = createServer((client) => {
+    const upstream = connect(Number(port), hostname)
+    sockets.push(client, upstream)
+    client.on('data', (piece) => isSilent || upstream.write(piece))
+    upstream.on('data', (piece) => isSilent || client.write(piece))
+    for (const socket of [client, upstream]) socket.on('error', () => undefined)
+    client.on('close', () => upstream.destroy())
+    upstream.on('close', () => client.destroy())
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const end = (): void => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  }
+  onTestFinished(end)
+  const between = { hostname: '127.0.0.1', port: String((server.address() as AddressInfo).port) }
+  return { url: Object.assign(new URL(to), between).href, silence: () => void (isSilent = true), end }
 }
 
 const rowsOf = (database: Database<unknown>): Promise<Row[]> =>
@@ -560,6 +589,27 @@ test('close waits for handlers that run, and gives back what none has begun with
   ])
   expect((await outbox.stats()).inFlight).toBe(0)
 })
+
+test('close does not wait for a server that does not answer', async () => {
+  const server = await silenced(await freshDatabaseUrl('empty'))
+  const postgres = { url: server.url, pool: { max: 5 } }
+  const database = await createDatabase({ postgres, redis: false, logger: quiet })
+  const outbox = await createOutbox<Topics>(database)
+  const began = Promise.withResolvers<void>()
+  const simple = saga('simple').step('one', { run: () => began.promise })
+  const sagas = await createSagas(database, [simple], { drainTimeoutMs: 100, logger: quiet })
+  const relay = outbox.relay(() => began.promise, { drainTimeoutMs: 100, onFailure: () => undefined })
+  await outbox.publish('user.left', { name: 'x' })
+  await sagas.start(simple, undefined)
+  await until(() => relay.stats().inHand === 1)
+  server.silence()
+  began.resolve()
+  const since = performance.now()
+  await Promise.all([relay.close(), sagas.close()])
+  expect(performance.now() - since).toBeLessThan(12_000)
+  server.end()
+  await database.close()
+}, 60_000)
 
 test('closing the database ends its relays in order', async () => {
   const url = await freshDatabaseUrl('empty')
