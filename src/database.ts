@@ -549,8 +549,8 @@ export interface DatabaseSeams {
   readonly redis: Pick<RedisClient, 'call'> | undefined
   /** Of what it keeps in Redis. */
   readonly cacheNamespace: string
-  /** Has what transactions end in the cache written down with them. */
-  keepInvalidations(journal: InvalidationJournal | undefined): void
+  /** Has what transactions end in the cache written down with them, by the latest journal; gives what takes that back. */
+  keepInvalidations(journal: InvalidationJournal): () => void
   /** Ends what is cached; false when Redis could not be told now. */
   endCached(what: Invalidation): Promise<boolean>
 }
@@ -903,6 +903,7 @@ class OpenDatabase<DB> implements Database<DB> {
 
   #seams(): DatabaseSeams {
     const endings = this.#endings
+    const journals = new Set<InvalidationJournal>()
     return {
       logger: this.#config.logger,
       redis: this.#redis,
@@ -913,7 +914,12 @@ class OpenDatabase<DB> implements Database<DB> {
         return () => void endings.delete(end)
       },
       keepInvalidations: (journal) => {
+        journals.add(journal)
         this.#openCache.journal = journal
+        return () => {
+          journals.delete(journal)
+          this.#openCache.journal = [...journals].at(-1)
+        }
       },
       endCached: (what) => this.#openCache.end(what),
     }

@@ -19,6 +19,19 @@ export function pauseFor(ms: number, { ref = true }: { readonly ref?: boolean } 
   })
 }
 
+/** Waits for work, but not longer; gives whether it has ended. Never rejects. */
+export async function doneWithin(work: Promise<unknown>, limitMs: number): Promise<boolean> {
+  const late = Promise.withResolvers<boolean>()
+  const timer = setTimeout(() => late.resolve(false), limitMs)
+  const done = work.then(
+    () => true,
+    () => true,
+  )
+  const isDone = await Promise.race([done, late.promise])
+  clearTimeout(timer)
+  return isDone
+}
+
 /** How long a call may take and who may stop it. Handed down, so that every wait inside takes what remains. */
 export interface Limits {
   /** The instant by which the call must have settled, as `performance.now()`; infinity for none. */

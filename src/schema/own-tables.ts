@@ -41,7 +41,7 @@ export async function ensureOwnTables(db: Kysely<never>, tables: OwnTables): Pro
     throw new DatabaseError(
       error.code,
       `The tables of kanta's ${part} are not there, and this role may not make or use them. Run \`kanta install\` once with a ` +
-        'role that may create a schema, and grant this one what docs/outbox.md says.',
+        `role that may create a schema, and grant this one what docs/${part}.md says.`,
       { cause: error, sqlState: error.sqlState },
     )
   }

@@ -54,7 +54,7 @@ export async function keepInvalidations(
   const name = `kanta.cache ${seams.cacheNamespace}`
   const outbox = await createOutbox<Topics>(database, { name })
   const journal = new Journal(database as Database<unknown>, seams, name, delayMs)
-  seams.keepInvalidations(journal)
+  const keepNoMore = seams.keepInvalidations(journal)
   const relay = outbox.relay(
     async ({ payload }) => {
       const isTold = await seams.endCached(payload)
@@ -63,7 +63,7 @@ export async function keepInvalidations(
     { baseDelayMs: 200, maxDelayMs: 5_000, maxAttempts: 1_000_000, pollMs: Math.max(1, Math.min(1_000, delayMs)) },
   )
   const close = async (): Promise<void> => {
-    seams.keepInvalidations(undefined)
+    keepNoMore()
     forget()
     await Promise.all([relay.close(), journal.close()])
   }

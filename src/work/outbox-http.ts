@@ -50,11 +50,16 @@ export interface HttpSinkOptions<Event extends OutboxEvent> extends HttpTarget {
 export function httpSink<Event extends OutboxEvent = OutboxEvent>(options: HttpSinkOptions<Event>): SinkHandler<Event> {
   const { method = 'POST', idempotencyHeader = 'idempotency-key' } = options
   const send = requester(options)
-  const body = options.body ?? ((event) => event)
+  const body = options.body ?? withoutAttempt
   return async (event, context) => {
     const headers = { 'content-type': 'application/json', ...(idempotencyHeader && { [idempotencyHeader]: event.id }) }
     await send({ method, headers, body: JSON.stringify(body(event)) }, context, false)
   }
+}
+
+/** The same each time: a receiver that knows the id may refuse it with another body. */
+function withoutAttempt({ attempt: _attempt, ...event }: OutboxEvent): unknown {
+  return event
 }
 
 /** One request of a sink. */

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { doneWithin } from '../core/deadline.ts'
 import { type DatabaseError, DeliveryError, isDatabaseError } from '../core/errors.ts'
 import type { Subscription } from '../core/subscriber.ts'
 import type { Database, DatabaseSeams } from '../database.ts'
@@ -137,6 +138,8 @@ const firstPauseMs = 50
 const longestPauseMs = 5_000
 const listenAgainMs = 5_000
 const leastSettlingMs = 1_000
+/** Ten years. */
+const longestAskedMs = 315_576_000_000
 
 /** {@link Relay} over its store. */
 export class OpenRelay implements Relay {
@@ -204,14 +207,14 @@ export class OpenRelay implements Relay {
     this.#parts.onEnd(this)
     const { drainTimeoutMs } = this.#settings
     const drained = Promise.all([this.#running, this.#whenIdle()])
-    const isDrained = await before(drained, drainTimeoutMs)
+    const isDrained = await doneWithin(drained, drainTimeoutMs)
     if (!isDrained) {
       this.#hasGivenUp = true
       for (const hold of this.#inHand.values())
         hold.stop?.(
           new DeliveryError('The relay was closed before the handler had ended: what it does may be done again.'),
         )
-      await before(this.#whenIdle(), firstPauseMs)
+      await doneWithin(this.#whenIdle(), firstPauseMs)
       // What does not even hear of that goes back as it is; its late answer finds another lease.
       this.#release([...this.#inHand.values()])
     }
@@ -230,19 +233,17 @@ export class OpenRelay implements Relay {
   // Claiming
 
   async #run(): Promise<void> {
-    const { batch, batchSize } = this.#settings
-    const leastRoom = batch ? batchSize : Math.ceil(this.#capacity / 2)
     let failures = 0
     let idle = 0
     while (!this.#isOver) {
       this.#isStirred = false
-      const room = this.#capacity - this.#inHand.size
-      if (room < leastRoom) {
+      const { wanted, withFollowers } = this.#room()
+      if (wanted === 0) {
         await this.#pause(longestPauseMs)
         continue
       }
       try {
-        const count = await this.#claim(batch ? batchSize : room)
+        const count = await this.#claim(wanted, withFollowers)
         failures = 0
         idle = count > 0 ? 0 : idle + 1
         if (count === 0) await this.#pause(await this.#restMs(idle))
@@ -256,6 +257,18 @@ export class OpenRelay implements Relay {
     }
   }
 
+  /** How many events to claim now. */
+  #room(): { readonly wanted: number; readonly withFollowers: boolean } {
+    const { batch, batchSize, concurrency } = this.#settings
+    const room = this.#capacity - this.#inHand.size
+    const leastRoom = batch ? batchSize : Math.ceil(this.#capacity / 2)
+    if (room >= leastRoom) return { wanted: batch ? batchSize : room, withFollowers: !batch }
+    // There will be room in a moment, for more at once.
+    if (batch || room + this.#settlements.size >= leastRoom) return { wanted: 0, withFollowers: false }
+    // What is in hand are slow ones and what waits behind them: other keys have nothing to do with those.
+    return { wanted: concurrency - this.#working.size, withFollowers: false }
+  }
+
   /** A database that is closed does not come back. */
   #mustEnd(error: unknown): boolean {
     const isClosed = isDatabaseError(error) && error.code === 'DATABASE_CLOSED'
@@ -263,9 +276,9 @@ export class OpenRelay implements Relay {
     return isClosed || this.#isOver
   }
 
-  async #claim(wanted: number): Promise<number> {
+  async #claim(wanted: number, withFollowers: boolean): Promise<number> {
     const { store } = this.#parts
-    const { batch, leaseMs } = this.#settings
+    const { leaseMs } = this.#settings
     const lease = randomUUID()
     const goodUntil = performance.now() + leaseMs
     const { events: heads, isClogged, lastKey, hasMoreKeys } = await store.claim(lease, leaseMs, wanted, this.#lastKey)
@@ -273,7 +286,7 @@ export class OpenRelay implements Relay {
     // What was claimed is taken up whatever becomes of the rest.
     if (hasMoreKeys || (isClogged && (await store.park().catch(() => 0)) > 0)) this.#isStirred = true
     const keyed = heads.filter(({ key }) => key !== undefined)
-    const each = keyed.length === 0 || batch ? 0 : Math.floor((wanted - heads.length) / keyed.length)
+    const each = keyed.length === 0 || !withFollowers ? 0 : Math.floor((wanted - heads.length) / keyed.length)
     const followers = each > 0 ? await store.claimFollowers(keyed, lease, leaseMs, each).catch(() => []) : []
     const holds = [...heads, ...followers].map((event): Hold => ({ event, goodUntil, isLost: false, stop: undefined }))
     for (const hold of holds) {
@@ -397,7 +410,7 @@ export class OpenRelay implements Relay {
     const { id, lease, topic, attempt } = hold.event
     const advice = isDatabaseError(error) && error.code === 'DELIVERY_FAILED' ? (error as DeliveryError) : undefined
     const isDead = attempt >= maxAttempts || advice?.isFinal === true
-    const delayMs = isDead ? undefined : Math.max(backoff(baseDelayMs, maxDelayMs, attempt), advice?.retryAfterMs ?? 0)
+    const delayMs = isDead ? undefined : Math.max(backoff(baseDelayMs, maxDelayMs, attempt), pauseOf(advice))
     const text = kept(describeError, error)
     this.#settlements.giveBack({ id, lease, state: isDead ? 'dead' : 'waiting', delayMs, isCounted: true, error: text })
     this.#counts.failed += 1
@@ -512,6 +525,12 @@ function backoff(baseMs: number, longestMs: number, failures: number): number {
   return Math.min(baseMs * 2 ** Math.min(failures - 1, 40), longestMs) * (0.5 + Math.random() / 2)
 }
 
+/** What the server takes as a pause, whatever the handler asks for: that it could not add to a time, it would refuse for ever. */
+function pauseOf(advice: DeliveryError | undefined): number {
+  const askedMs = advice?.retryAfterMs ?? 0
+  return Number.isNaN(askedMs) ? 0 : Math.min(askedMs, longestAskedMs)
+}
+
 function tooSlow(timeoutMs: number): DeliveryError {
   return new DeliveryError(
     `The handler did not end within ${timeoutMs} ms, so the attempt has failed. Make it quicker, or raise timeoutMs.`,
@@ -533,19 +552,6 @@ function kept(describe: (error: unknown) => string, error: unknown): string {
   } catch {
     return 'describeError threw, or gave no text'
   }
-}
-
-/** Whether it is done by then. Never rejects. */
-async function before(work: Promise<unknown>, limitMs: number): Promise<boolean> {
-  const late = Promise.withResolvers<boolean>()
-  const timer = setTimeout(() => late.resolve(false), limitMs)
-  const done = work.then(
-    () => true,
-    () => true,
-  )
-  const isDone = await Promise.race([done, late.promise])
-  clearTimeout(timer)
-  return isDone
 }
 
 function whenAborted(signal: AbortSignal): Promise<void> {

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { doneWithin } from '../core/deadline.ts'
 import { isDatabaseError } from '../core/errors.ts'
 import type { ClaimedEvent, OutboxStore, Return } from './outbox-store.ts'
 
@@ -34,6 +35,11 @@ export class Settlements {
     this.#observer = observer
   }
 
+  /** How many are being settled. */
+  get size(): number {
+    return this.#known.size
+  }
+
   /** Whether it is being settled. */
   has({ id, lease }: Held): boolean {
     return this.#known.get(id) === lease
@@ -55,12 +61,9 @@ export class Settlements {
 
   /** Waits until all is told, but not longer. */
   async end(limitMs: number): Promise<void> {
-    const timer = setTimeout(() => {
-      this.#hasEnded = true
-    }, limitMs)
-    await this.#sending
+    // A statement that gets no answer ends by its own limit, which may be long.
+    if (this.#sending !== undefined) await doneWithin(this.#sending, limitMs)
     this.#hasEnded = true
-    clearTimeout(timer)
   }
 
   async #send(): Promise<void> {

@@ -88,8 +88,9 @@ export interface ElasticsearchOptions<Event extends OutboxEvent> extends HttpTar
 
 /**
  * A sink that indexes events by the bulk interface of Elasticsearch and OpenSearch. Each document has its own outcome: those that are
- * refused for their content are dead letters, those that were too many are tried again. Ids come from the events, so that one
- * that is delivered again overwrites itself. `url` is the root of the server.
+ * refused for their content are dead letters, those that were too many are tried again. A request that is refused as a whole, such as
+ * for its size, is sent again in halves. Ids come from the events, so that one that is delivered again overwrites itself. `url` is
+ * the root of the server.
  *
  * @example
  * ```ts
@@ -119,14 +120,13 @@ export function elasticsearchSink<Event extends OutboxEvent = OutboxEvent>(
     const version = id === undefined ? {} : { version: Number(event.id), version_type: 'external_gte' }
     return `${JSON.stringify({ index: { ...place, ...version } })}\n${JSON.stringify(document(event))}\n`
   }
-  return {
-    async deliver(events, context) {
-      const body = events.map(lines).join('')
-      const headers = { 'content-type': 'application/x-ndjson' }
-      const answer = await send({ method: 'POST', path: '/_bulk', headers, body }, context, true)
-      return bulkReport(events, answer)
-    },
+  const bulk = async (events: readonly Event[], context: DeliveryContext): Promise<BatchReport> => {
+    const body = events.map(lines).join('')
+    const headers = { 'content-type': 'application/x-ndjson' }
+    const answer = await send({ method: 'POST', path: '/_bulk', headers, body }, context, true)
+    return bulkReport(events, answer)
   }
+  return { deliver: inHalves(bulk) }
 }
 
 interface BulkAnswer {
@@ -216,30 +216,37 @@ export function clickhouseSink<Event extends OutboxEvent = OutboxEvent>(
     }
     const body = events.map((event) => `${JSON.stringify(row(event))}\n`).join('')
     const headers = { 'content-type': 'application/x-ndjson' }
+    await send({ method: 'POST', headers, body, query }, context, false)
+    return { failed: [] }
+  }
+  return { deliver: inHalves(insert) }
+}
+
+/** Sends what is refused as a whole again in halves, until the events are found that are refused. */
+function inHalves<Event extends OutboxEvent>(send: BatchSink<Event>['deliver']): BatchSink<Event>['deliver'] {
+  const deliver: BatchSink<Event>['deliver'] = async (events, context) => {
     try {
-      await send({ method: 'POST', headers, body, query }, context, false)
-      return { failed: [] }
+      return await send(events, context)
     } catch (error) {
       const [first] = events
       const isContent = error instanceof DeliveryError && error.isFinal
       if (first === undefined || !isContent) throw error
       if (events.length === 1) return { failed: [{ id: first.id, error }] }
-      const half = Math.ceil(events.length / 2)
-      return joined(events, insert, half, context)
+      return joined(events, deliver, Math.ceil(events.length / 2), context)
     }
   }
-  return { deliver: insert }
+  return deliver
 }
 
 async function joined<Event extends OutboxEvent>(
   events: readonly Event[],
-  insert: (events: readonly Event[], context: DeliveryContext) => Promise<BatchReport>,
+  deliver: BatchSink<Event>['deliver'],
   half: number,
   context: DeliveryContext,
 ): Promise<BatchReport> {
   const report = async (part: readonly Event[]): Promise<BatchReport['failed']> => {
     try {
-      return (await insert(part, context)).failed
+      return (await deliver(part, context)).failed
     } catch (error) {
       // The other half is there or not for itself.
       return part.map(({ id }) => ({ id, error }))

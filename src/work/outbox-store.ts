@@ -1,6 +1,7 @@
-import { type RawBuilder, sql } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 import type { Database } from '../database.ts'
 import type { EncodedEvent, OutboxEvent } from './outbox-event.ts'
+import { jsonColumn } from './saga-values.ts'
 
 /** An event in the hands of a relay. */
 export interface ClaimedEvent extends OutboxEvent {
@@ -55,7 +56,8 @@ export interface Retention {
 
 interface Written {
   readonly id: string
-  readonly idempotency_key: string | null
+  /** Its idempotency key. */
+  readonly mark: string | null
 }
 
 /** What a claim has looked at. */
@@ -65,18 +67,27 @@ interface Looked {
   readonly lastKey: string | null
 }
 
+/** Written by Kysely's builder, so that renewing a lease shares a connection and waits for none of a pool that is used up. */
+interface LeaseTables {
+  'kanta.outbox': { id: string; lease: string | null; state: string; leased_until: unknown }
+}
+
 interface EventRow {
   readonly id: string
   readonly topic: string
   readonly key: string | null
-  readonly payload: unknown
-  readonly headers: Readonly<Record<string, string>> | null
+  readonly payload: string
+  readonly headers: string | null
   readonly attempts: number
-  readonly published_at: Date
+  readonly published: number
 }
 
 const free = sql`(o.leased_until is null or o.leased_until <= statement_timestamp())`
-const columns = sql`o.id::text as id, o.topic, o.key, o.payload, o.headers, o.attempts, o.published_at`
+const epoch = (column: string): RawBuilder<number> =>
+  sql<number>`(extract(epoch from ${sql.raw(column)}) * 1000)::float8`
+/** Single words, and JSON as text: no plugin or parser of the application makes something else of them. */
+const columns = sql`o.id::text as id, o.topic, o.key, ${jsonColumn('o.payload')} as payload, ${jsonColumn('o.headers')} as headers,
+  o.attempts, ${epoch('o.published_at')} as published`
 
 /** So many events are looked at for one claim. */
 const windowSize = 500
@@ -111,9 +122,9 @@ export class OutboxStore {
   async publish(events: readonly EncodedEvent[]): Promise<readonly (string | undefined)[]> {
     const isIdempotent = events.every(({ idempotencyKey }) => idempotencyKey !== null)
     const rows = await this.#database.query(this.insert(events), { idempotent: isIdempotent })
-    const byKey = new Map(rows.map((row) => [row.idempotency_key, row.id]))
+    const byKey = new Map(rows.map((row) => [row.mark, row.id]))
     // None of the others is left out, and numbers rise with the order.
-    const others = inOrder(rows.filter((row) => row.idempotency_key === null)).values()
+    const others = inOrder(rows.filter((row) => row.mark === null)).values()
     return events.map(({ idempotencyKey }) => {
       if (idempotencyKey === null) return others.next().value?.id
       const id = byKey.get(idempotencyKey)
@@ -141,7 +152,7 @@ export class OutboxStore {
         with ordinality as g(topic, key, payload, headers, idempotency_key, delay_ms, at)
       where (select count(*) from turns) >= 0 order by g.at
       on conflict (outbox, idempotency_key) where idempotency_key is not null do nothing
-      returning id::text as id, idempotency_key`
+      returning id::text as id, idempotency_key as mark`
   }
 
   #takeTurns(keys: readonly string[]): RawBuilder<unknown> {
@@ -323,13 +334,16 @@ export class OutboxStore {
 
   /** Holds them longer; gives the ids of those that are still held with these leases. */
   async renew(events: readonly Pick<ClaimedEvent, 'id' | 'lease'>[], leaseMs: number): Promise<ReadonlySet<string>> {
-    const rows = await this.#database.query(
-      sql<{ id: string }>`
-      with given as materialized (${pairs(events)})
-      update kanta.outbox o set leased_until = statement_timestamp() + ${ms(leaseMs)} from given g
-      where o.id = g.id and o.lease = g.lease and o.state = 'waiting' returning o.id::text as id`,
-      { idempotent: true },
-    )
+    const given = sql<{ id: string; lease: string }>`(${pairs(events)})`.as<'g'>('g')
+    const query = (this.#database.db as unknown as Kysely<LeaseTables>)
+      .updateTable('kanta.outbox as o')
+      .from(given)
+      .set({ leased_until: sql`statement_timestamp() + ${ms(leaseMs)}` })
+      .whereRef('o.id', '=', 'g.id')
+      .whereRef('o.lease', '=', 'g.lease')
+      .where('o.state', '=', 'waiting')
+      .returning(sql<string>`o.id::text`.as('id'))
+    const rows = await this.#database.query(query, { idempotent: true })
     return new Set(rows.map(({ id }) => id))
   }
 
@@ -357,10 +371,10 @@ export class OutboxStore {
   }
 
   async deadLetters(limit: number, after: string): Promise<readonly DeadLetter[]> {
-    const rows = await this.#database.query(sql<EventRow & { error: string | null; ended_at: Date }>`
-      select ${columns}, o.error, o.ended_at from kanta.outbox o
+    const rows = await this.#database.query(sql<EventRow & { error: string | null; died: number }>`
+      select ${columns}, o.error, ${epoch('o.ended_at')} as died from kanta.outbox o
       where o.outbox = ${this.#name} and o.state = 'dead' and o.id > ${after}::bigint order by o.id limit ${limit}`)
-    return rows.map((row) => ({ ...eventOf(row), error: row.error ?? undefined, diedAt: row.ended_at }))
+    return rows.map((row) => ({ ...eventOf(row), error: row.error ?? undefined, diedAt: new Date(row.died) }))
   }
 
   async retryDead(ids: readonly string[] | 'all'): Promise<number> {
@@ -390,16 +404,21 @@ function claimed(row: EventRow, lease: string): ClaimedEvent {
   return { ...eventOf(row), lease }
 }
 
-function eventOf({ id, topic, key, payload, headers, attempts, published_at }: EventRow): OutboxEvent {
+function eventOf({ id, topic, key, payload, headers, attempts, published }: EventRow): OutboxEvent {
   return {
     id,
     topic,
     key: key ?? undefined,
-    payload,
-    headers: headers ?? {},
+    payload: parsed(payload),
+    headers: headers === null ? {} : (parsed(headers) as OutboxEvent['headers']),
     attempt: attempts,
-    publishedAt: published_at,
+    publishedAt: new Date(published),
   }
+}
+
+/** What {@link jsonColumn} selected. */
+function parsed(text: string): unknown {
+  return JSON.parse(text.slice(1))
 }
 
 /** By number: in the order in which those of one key were committed. */

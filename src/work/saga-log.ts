@@ -147,12 +147,14 @@ export class SagaLog {
   async nextDueMs(definitions: Iterable<SagaDefinition>): Promise<number | undefined> {
     const known = knownAs(definitions)
     const next = await this.#database.queryOne(
-      sql<{ ms: number | null }>`
-        select (extract(epoch from min(s.run_at) - statement_timestamp()) * 1000)::float8 as ms from kanta.sagas s
+      // Not the least of all, for which the server would look at each of them.
+      sql<{ ms: number }>`
+        select (extract(epoch from s.run_at - statement_timestamp()) * 1000)::float8 as ms from kanta.sagas s
         where s.state in ('running', 'compensating') and s.owner is null
-          and exists (select from ${known} where k.name = s.name and k.version = s.version and k.shape = s.shape)`,
+          and exists (select from ${known} where k.name = s.name and k.version = s.version and k.shape = s.shape)
+        order by s.run_at limit 1`,
     )
-    return next?.ms ?? undefined
+    return next?.ms
   }
 
   /** An attempt begins. `attempt` is absent when the saga was canceled, so that none may. */

@@ -1,8 +1,10 @@
+import { doneWithin } from '../core/deadline.ts'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { Alarm } from './alarm.ts'
 import type { SagaOutcome, SagaRecords } from './saga-records.ts'
 
 const firstPauseMs = 20
+const longestEndMs = 1_000
 
 /** Those who wait for the ends of sagas, whichever process runs them: one query for all of them, at growing intervals. */
 export class SagaOutcomes {
@@ -49,7 +51,8 @@ export class SagaOutcomes {
   async close(): Promise<void> {
     this.#tellAll(closedError())
     this.look()
-    await this.#watching
+    // A server that does not answer is not waited for.
+    if (this.#watching !== undefined) await doneWithin(this.#watching, longestEndMs)
   }
 
   async #watch(): Promise<void> {

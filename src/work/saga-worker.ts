@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
-import { pauseFor } from '../core/deadline.ts'
+import { doneWithin, pauseFor } from '../core/deadline.ts'
 import { isDatabaseError } from '../core/errors.ts'
 import type { Subscription } from '../core/subscriber.ts'
 import { Alarm } from './alarm.ts'
@@ -31,6 +31,7 @@ const channel = 'kanta_sagas'
 const firstPauseMs = 50
 const becomesDueMs = 10
 const pruneIntervalMs = 60_000
+const longestEndMs = 1_000
 
 /** Under what a definition is known. */
 export function definitionKey({ name, version }: Pick<SagaDefinition, 'name' | 'version'>): string {
@@ -68,6 +69,10 @@ export class SagaWorker {
   /** The sagas that it runs now. */
   get running(): readonly string[] {
     return [...this.#runs.keys()]
+  }
+
+  get #hasLease(): boolean {
+    return performance.now() < this.#leaseUntil
   }
 
   begin(): void {
@@ -108,13 +113,13 @@ export class SagaWorker {
     await this.#drain()
     this.#isOver = true
     this.#renewal.ring()
-    await Promise.all([listening, this.#loops])
+    await doneWithin(Promise.all([listening, this.#loops]), longestEndMs)
     if (this.#settings.concurrency > 0 && !this.#parts.database.isClosed) {
       // What cannot be given back is taken when the lease has run out.
       await this.#parts.log.release(this.#id).catch(() => undefined)
       this.tellOthers()
     }
-    await this.#telling
+    await doneWithin(this.#telling, longestEndMs)
   }
 
   async #drain(): Promise<void> {
@@ -122,12 +127,10 @@ export class SagaWorker {
       // One may just be about to be begun.
       while (this.#runs.size > 0) await Promise.all(Array.from(this.#runs.values(), ({ done }) => done))
     })()
-    const isLate = await Promise.race([
-      drained.then(() => false),
-      pauseFor(this.#settings.drainTimeoutMs, { ref: false }).then(() => true),
-    ])
-    if (isLate) for (const { run } of this.#runs.values()) run.abandon()
-    await drained
+    if (await doneWithin(drained, this.#settings.drainTimeoutMs)) return
+    for (const { run } of this.#runs.values()) run.abandon()
+    // What they had just sent may get no answer for long; nothing is sent after it.
+    await doneWithin(drained, longestEndMs)
   }
 
   async #takeSagas(): Promise<void> {
@@ -139,6 +142,8 @@ export class SagaWorker {
         const taken = await this.#take()
         idleMs = taken > 0 ? firstPauseMs : Math.min(idleMs * 2, this.#settings.pollMs)
         pauseMs = await this.#untilNext(idleMs)
+        // The log can be used again, and nothing runs that would show it.
+        if (this.#hasLease && this.#runs.size === 0 && taken === 0) this.#setbacks = 0
         if (this.#setbacks > 0)
           await pauseFor(Math.min(firstPauseMs * 2 ** Math.min(this.#setbacks, 10), this.#settings.pollMs))
       } catch (error) {
@@ -154,7 +159,7 @@ export class SagaWorker {
   async #take(): Promise<number> {
     const room = this.#settings.concurrency - this.#runs.size
     // Without a row of its own, others would take at once what it takes.
-    if (room <= 0 || performance.now() >= this.#leaseUntil) return 0
+    if (room <= 0 || !this.#hasLease) return 0
     const { log, definitions } = this.#parts
     const claimed = await log.claim(this.#id, definitions.values(), this.running, room)
     for (const saga of claimed) {
@@ -190,7 +195,8 @@ export class SagaWorker {
 
   /** How long there is nothing to do, as far as is known. */
   async #untilNext(idleMs: number): Promise<number> {
-    if (this.#runs.size >= this.#settings.concurrency) return this.#settings.pollMs
+    // The end of a run, or the lease once it is good, rings.
+    if (this.#runs.size >= this.#settings.concurrency || !this.#hasLease) return this.#settings.pollMs
     const dueMs = await this.#parts.log.nextDueMs(this.#parts.definitions.values())
     if (dueMs === undefined) return idleMs
     // One that has become due since, or that another worker is just taking.
@@ -219,16 +225,17 @@ export class SagaWorker {
   async #renew(): Promise<boolean> {
     const { leaseMs } = this.#settings
     const sentAt = performance.now()
-    const isFirst = this.#leaseUntil === Number.NEGATIVE_INFINITY
+    const hadLease = this.#hasLease
     // Those that are taken while this is under way are in no answer to it.
     const runs = Array.from(this.#runs.values(), ({ run }) => run)
     try {
       await this.#parts.log.renew(this.#id, this.#place, leaseMs)
       this.#leaseUntil = sentAt + leaseMs
-      if (isFirst) this.#work.ring()
+      if (!hadLease) this.#work.ring()
       if (runs.length > 0) await this.#compare(runs)
       return true
-    } catch {
+    } catch (error) {
+      if (!this.#hasLease) this.#setBack(error)
       return false
     }
   }

@@ -64,6 +64,16 @@ test('once it is closed, nothing is written any more', async () => {
   expect(await written(database)).toBe(0)
 })
 
+test('who closes his own takes nothing from others', async () => {
+  const database = await one(inRedis)
+  const first = await keepInvalidations(database)
+  const second = await keepInvalidations(database)
+  await first.close()
+  await database.transaction(() => database.cache.invalidate({ tags: ['t'] }))
+  expect(await written(database)).toBe(1)
+  await second.close()
+})
+
 test('it is refused without Redis, and with a time that is none', async () => {
   await using database = await createDatabase({ postgres: { url: await freshDatabaseUrl('empty') }, redis: false })
   await expect(keepInvalidations(database)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })

@@ -107,7 +107,6 @@ test('HTTP: each event is a request with its id, and 2xx is its delivery', async
     key: 'p1',
     payload: { id: 'p1', name: 'Cup' },
     headers: { trace: 't' },
-    attempt: 1,
   })
 })
 
@@ -124,6 +123,8 @@ test('HTTP: what may pass is tried again with the same id, and what never will i
   await until(() => relay.stats().delivered === 1)
   expect(received).toHaveLength(4)
   expect(new Set(received.map(({ headers }) => headers['idempotency-key'])).size).toBe(1)
+  // A receiver that knows the id may refuse it with another body.
+  expect(new Set(received.map(({ body }) => body)).size).toBe(1)
   await outbox.publish('product.changed', { id: 'p2', name: 'bad' })
   await until(() => relay.stats().dead === 1)
   const [letter] = await until(async () => {
@@ -221,6 +222,17 @@ test('Elasticsearch: an answer that is none leaves all to be tried again', async
   await using relay = outbox.relay(elasticsearchSink<EventOf<Topics>>({ url, index: () => 'products' }), fast)
   await until(() => relay.stats().delivered === 1)
   expect(relay.stats().failed).toBe(1)
+})
+
+test('Elasticsearch: what is too large as a whole is sent in halves', async () => {
+  const { outbox } = await open()
+  const { url } = await receiver(({ body }) =>
+    body.split('\n').length > 12 ? { status: 413 } : { status: 200, body: { errors: false } },
+  )
+  await outbox.publishMany(products(20))
+  await using relay = outbox.relay(elasticsearchSink<EventOf<Topics>>({ url, index: 'products' }), fast)
+  await until(() => relay.stats().delivered + relay.stats().dead === 20)
+  expect(relay.stats()).toMatchObject({ delivered: 20, dead: 0 })
 })
 
 test('ClickHouse: a batch is one insert with its token, and rows that are refused are found', async () => {

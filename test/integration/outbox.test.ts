@@ -1,14 +1,19 @@
-import { sql } from 'kysely'
+import { once } from 'node:events'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { CamelCasePlugin, ParseJSONResultsPlugin, sql } from 'kysely'
 import { expect, onTestFinished, test, vi } from 'vitest'
 import {
   createDatabase,
   createOutbox,
+  createSagas,
   type Database,
   DeliveryError,
   type EventOf,
   type Outbox,
   type OutboxOptions,
   type RelayFailure,
+  saga,
 } from '../../src/index.ts'
 import { closeAfterTest, freshDatabaseUrl } from '../support/database.ts'
 
@@ -34,6 +39,31 @@ async function open(
   const postgres = { url: url ?? (await freshDatabaseUrl('empty')), pool: { max: 5 } }
   const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet }))
   return { database, outbox: await createOutbox<Topics>(database, options) }
+}
+
+/** A server between that, once it is told to, passes nothing on and closes nothing. */
+async function silenced(to: string) {
+  const { hostname, port } = new URL(to)
+  const sockets: Socket[] = []
+  let isSilent = false
+  const server = createServer((client) => {
+    const upstream = connect(Number(port), hostname)
+    sockets.push(client, upstream)
+    client.on('data', (piece) => isSilent || upstream.write(piece))
+    upstream.on('data', (piece) => isSilent || client.write(piece))
+    for (const socket of [client, upstream]) socket.on('error', () => undefined)
+    client.on('close', () => upstream.destroy())
+    upstream.on('close', () => client.destroy())
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const end = (): void => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  }
+  onTestFinished(end)
+  const between = { hostname: '127.0.0.1', port: String((server.address() as AddressInfo).port) }
+  return { url: Object.assign(new URL(to), between).href, silence: () => void (isSilent = true), end }
 }
 
 const rowsOf = (database: Database<unknown>): Promise<Row[]> =>
@@ -92,6 +122,33 @@ test('an event arrives as it was published', async () => {
     publishedAt: expect.any(Date),
   })
   expect(Object.keys(event?.payload ?? {})).toEqual(['zebra', 'apple', 'text', 'nested'])
+})
+
+test('plugins that rename columns or parse JSON do not disturb it', async () => {
+  const postgres = { url: await freshDatabaseUrl('empty') }
+  const plugins = [new CamelCasePlugin(), new ParseJSONResultsPlugin()]
+  const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet, plugins }))
+  const outbox = await createOutbox(database)
+  const payload = { snake_case: 1, text: '{"a":1}', list: [{ in_it: 1 }] }
+  const headers = { trace_id: '[1]' }
+  const ids = await outbox.publishMany([
+    { topic: 'odd', payload, headers },
+    { topic: 'odd', payload: '[1]', idempotencyKey: 'k' },
+  ])
+  expect(ids).toEqual(['1', '2'])
+  const seen: unknown[] = []
+  const fail = (event: unknown): never => {
+    seen.push(event)
+    throw new Error('no')
+  }
+  await using _relay = outbox.relay(fail, { pollMs: 50, maxAttempts: 1 })
+  await until(async () => (await outbox.stats()).dead === 2)
+  const expected = [
+    { id: '1', payload, headers, publishedAt: expect.any(Date) },
+    { id: '2', payload: '[1]', headers: {} },
+  ]
+  expect(seen).toMatchObject(expected)
+  expect(await outbox.deadLetters()).toMatchObject(expected.map((event) => ({ ...event, diedAt: expect.any(Date) })))
 })
 
 test('what JSON would change or cannot hold is refused before anything is written', async () => {
@@ -267,6 +324,25 @@ test('after maxAttempts, or at once when it says so, an event is a dead letter t
   await until(async () => (await rowsOf(database)).length === 0)
 })
 
+test('a pause that is no time does not keep the relay from settling anything', async () => {
+  const { outbox } = await open()
+  const seen: number[] = []
+  const pauses = [Number.NaN, Number.POSITIVE_INFINITY]
+  const relay = outbox.relay(
+    (event: EventOf<Topics>) => {
+      if (event.topic !== 'order.paid') return
+      seen.push(event.payload.orderId)
+      if (event.attempt === 1) throw new DeliveryError('busy', { retryAfterMs: pauses[event.payload.orderId] })
+    },
+    { pollMs: 50, baseDelayMs: 10 },
+  )
+  onTestFinished(() => relay.close())
+  await outbox.publishMany([0, 1, 2].map((orderId) => ({ topic: 'order.paid', payload: { orderId } })))
+  await until(() => relay.stats().delivered === 2)
+  expect(seen.toSorted((one, other) => one - other)).toEqual([0, 0, 1, 2, 2])
+  await until(async () => (await outbox.stats()).waiting === 1)
+})
+
 test('a delayed event waits for its time, by the clock of the server, and its key behind it', async () => {
   const { database, outbox } = await open()
   const { events } = collect(outbox, { pollMs: 10_000 })
@@ -319,6 +395,33 @@ test('many relays share the work: each event once, keys in order, and a key is n
   for (const [key, orders] of byKey) {
     expect([key, orders]).toEqual([key, orders.toSorted((one, other) => one - other)])
   }
+})
+
+test('a long queue of one key that is slow, or slow handlers, leave the other handlers to the others', async () => {
+  const slow = Array.from({ length: 100 }, (_, orderId) => ({
+    topic: 'order.paid' as const,
+    payload: { orderId },
+    key: 'slow',
+  }))
+  const release = Promise.withResolvers<void>()
+  for (const batchSize of [100, 1]) {
+    // Of one key all are behind one handler; without keys each has its own.
+    const events = batchSize === 1 ? slow.slice(0, 6).map(({ key: _key, ...event }) => event) : slow
+    const { outbox } = await open()
+    await outbox.publishMany(events)
+    const seen: string[] = []
+    await using relay = outbox.relay(
+      async (event) => {
+        if (event.topic === 'order.paid') await release.promise
+        else seen.push(event.payload.name)
+      },
+      { pollMs: 50, concurrency: 10, batchSize, drainTimeoutMs: 0 },
+    )
+    await until(() => relay.stats().inHand === events.length)
+    await outbox.publish('user.left', { name: 'other' }, { key: 'other' })
+    await until(() => seen.length === 1)
+  }
+  release.resolve()
 })
 
 test('a long queue behind one key that fails does not hold up the others', async () => {
@@ -429,6 +532,26 @@ test('a lease is renewed while its handler runs', async () => {
   await Promise.all(relays.map((relay) => relay.close()))
 })
 
+test('a lease is renewed while handlers use up the pool', async () => {
+  const postgres = { url: await freshDatabaseUrl('empty'), pool: { max: 1 } }
+  const database = closeAfterTest(await createDatabase({ postgres, redis: false, logger: quiet }))
+  const outbox = await createOutbox<Topics>(database)
+  await outbox.publish('user.left', { name: 'x' })
+  let calls = 0
+  await using relay = outbox.relay(
+    async () => {
+      calls += 1
+      await database.transaction(async () => {
+        await database.query(sql`select 1`)
+        await sleep(1_000)
+      })
+    },
+    { leaseMs: 300 },
+  )
+  await until(() => relay.stats().delivered === 1)
+  expect(calls).toBe(1)
+})
+
 test('a handler that does not end in time has failed, and is told', async () => {
   const { outbox } = await open()
   await outbox.publish('user.left', { name: 'slow' })
@@ -466,6 +589,27 @@ test('close waits for handlers that run, and gives back what none has begun with
   ])
   expect((await outbox.stats()).inFlight).toBe(0)
 })
+
+test('close does not wait for a server that does not answer', async () => {
+  const server = await silenced(await freshDatabaseUrl('empty'))
+  const postgres = { url: server.url, pool: { max: 5 } }
+  const database = await createDatabase({ postgres, redis: false, logger: quiet })
+  const outbox = await createOutbox<Topics>(database)
+  const began = Promise.withResolvers<void>()
+  const simple = saga('simple').step('one', { run: () => began.promise })
+  const sagas = await createSagas(database, [simple], { drainTimeoutMs: 100, logger: quiet })
+  const relay = outbox.relay(() => began.promise, { drainTimeoutMs: 100, onFailure: () => undefined })
+  await outbox.publish('user.left', { name: 'x' })
+  await sagas.start(simple, undefined)
+  await until(() => relay.stats().inHand === 1)
+  server.silence()
+  began.resolve()
+  const since = performance.now()
+  await Promise.all([relay.close(), sagas.close()])
+  expect(performance.now() - since).toBeLessThan(12_000)
+  server.end()
+  await database.close()
+}, 60_000)
 
 test('closing the database ends its relays in order', async () => {
   const url = await freshDatabaseUrl('empty')

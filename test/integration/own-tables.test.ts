@@ -1,8 +1,9 @@
 import { execFile } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { type Kysely, sql } from 'kysely'
 import { expect, inject, onTestFinished, test } from 'vitest'
-import { createDatabase, createOutbox, type Database } from '../../src/index.ts'
+import { createDatabase, createOutbox, createSagas, type Database, saga } from '../../src/index.ts'
 import { ensureOwnTables, type OwnTables, ownTablesSql } from '../../src/schema/own-tables.ts'
 import { ownParts } from '../../src/work/own-parts.ts'
 import { witness } from '../faults/witness.ts'
@@ -85,6 +86,12 @@ test('a role that may not make them is told what to run, and works once they are
   await expect.poll(() => seen).toEqual([1])
   await relay.close()
   expect(await outbox.retryDead('all')).toBe(0)
+
+  const [grants] = (await readFile('docs/sagas.md', 'utf8')).match(/GRANT [^`]+/) ?? []
+  await admin.rows((grants ?? '').replaceAll('TO app', `TO ${role}`))
+  const simple = saga('simple').step('one', { run: () => 1 })
+  await using sagas = await createSagas(database, [simple])
+  expect(await sagas.run(simple, undefined)).toEqual({ one: 1 })
 })
 
 test('kanta install makes all parts, says so, and does nothing the second time', async () => {

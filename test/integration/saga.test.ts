@@ -788,6 +788,38 @@ describe('the rest', () => {
     await Promise.all([sagas.close(), others.close()])
   })
 
+  test('a worker that cannot write its lease says so, and does not ask for work all the time', async () => {
+    const simple = trip()
+    const starter = await open([simple], { concurrency: false })
+    const own = await openDatabase()
+    let queries = 0
+    own.events.on('query', () => void (queries += 1))
+    await database.query(sql`alter table kanta.saga_workers add constraint frozen check (false) not valid`)
+    const sagas = await open([simple], { leaseMs: 1_000, pollMs: 200 }, own)
+    const handle = await starter.start(simple, { to: 'Tampere' })
+    await vi.waitUntil(() => warnings.length > 0)
+    queries = 0
+    await new Promise((resolve) => void setTimeout(resolve, 1_000))
+    expect(queries).toBeLessThan(25)
+    expect(warnings).toHaveLength(1)
+    await database.query(sql`alter table kanta.saga_workers drop constraint frozen`)
+    await handle.result()
+    await sagas.close()
+  })
+
+  test('after an outage in which nothing ran it is as before, and tells of the next one', async () => {
+    await open([trip()], { pollMs: 200, retainMs: false })
+    const pauseFor = (ms: number): Promise<void> => new Promise((resolve) => void setTimeout(resolve, ms))
+    await pauseFor(300)
+    for (const told of [1, 2]) {
+      await database.query(sql`alter table kanta.sagas rename to sagas_away`)
+      await vi.waitUntil(() => warnings.length === told, 3_000)
+      await pauseFor(500)
+      await database.query(sql`alter table kanta.sagas_away rename to sagas`)
+      await pauseFor(1_000)
+    }
+  })
+
   test('many more sagas than may run at once all come to their end', async () => {
     let atOnce = 0
     let most = 0
