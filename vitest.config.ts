@@ -1,8 +1,11 @@
 import { availableParallelism } from 'node:os'
 import { defineConfig, type ViteUserConfig } from 'vitest/config'
 
-// Left to itself, vitest keeps one core free, which is half of a small machine. Most tests wait for a server anyway.
-const maxWorkers = availableParallelism()
+// Left to itself, vitest keeps one core free, which is half of a small machine.
+const cores = availableParallelism()
+
+// These wait for a server, a child process or a time limit most of the time: one more keeps the cores busy.
+const maxWorkers = cores + 1
 
 const config: ViteUserConfig = defineConfig({
   test: {
@@ -45,7 +48,7 @@ const config: ViteUserConfig = defineConfig({
       {
         test: {
           name: 'types',
-          maxWorkers,
+          maxWorkers: cores,
           // Compilers and npm keep all cores busy; tests with time limits go before them.
           sequence: { groupOrder: 1 },
           include: ['test/types/**/*.test.ts'],
@@ -56,7 +59,7 @@ const config: ViteUserConfig = defineConfig({
       {
         test: {
           name: 'package',
-          maxWorkers,
+          maxWorkers: cores,
           sequence: { groupOrder: 1 },
           include: ['test/package/**/*.test.ts'],
           testTimeout: 120_000,

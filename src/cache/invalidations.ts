@@ -239,10 +239,13 @@ export class Invalidations implements ChannelListener {
       this.log.clock = clock
       return
     }
-    const isOld = clock <= this.log.clock || last < this.log.clock
-    this.#distrust(isOld ? 'regressed' : 'missed')
+    this.#catchUp(clock <= this.log.clock || last < this.log.clock ? 'regressed' : 'missed')
+  }
+
+  #catchUp(reason: 'missed' | 'regressed'): void {
+    this.#distrust(reason)
     // A replica that lagged behind has become the primary: it has entries that were invalidated.
-    if (isOld) void this.invalidate({ ...nothing, all: true })
+    if (reason === 'regressed') void this.invalidate({ ...nothing, all: true })
     void this.#replay()
   }
 
@@ -283,19 +286,20 @@ export class Invalidations implements ChannelListener {
     if (!this.#isTrusted && this.#isSubscribed) this.#retryLater()
   }
 
-  /** A message that does not come leaves no trace but the clock. */
+  /** A message that does not come leaves no trace but the clock; so does a Redis that has gone back, until somebody writes. */
   async #compareClocks(): Promise<void> {
     const tier = this.#tier
     if (tier === undefined || !this.#isTrusted || !tier.isReady) return
     try {
       const epoch = this.#epoch
+      const known = this.log.clock
       const { clock, floor } = await tier.now()
       this.log.raiseFloor(floor)
+      const isBack = clock < known
       if (clock === this.log.clock) return
-      await pauseFor(messageGraceMs, { ref: false })
-      if (epoch !== this.#epoch || !this.#isTrusted || this.log.clock >= clock) return
-      this.#distrust('missed')
-      void this.#replay()
+      if (!isBack) await pauseFor(messageGraceMs, { ref: false })
+      if (epoch !== this.#epoch || !this.#isTrusted || (!isBack && this.log.clock >= clock)) return
+      this.#catchUp(isBack ? 'regressed' : 'missed')
     } catch {
       // Whether Redis is there is for others to say.
     }

@@ -424,7 +424,7 @@ export abstract class Repository<
     const created = await database.insertMany(this.definition.table, sent as never[], {
       returning: returning as never[],
     })
-    const entities = created.rows.map((row) => this.map.fromColumns(row as OpenRow) as Entity)
+    const entities = created.rows.map((row) => this.map.fromExactColumns(row as OpenRow) as Entity)
     // A trigger that suppresses rows leaves nothing to tell them by.
     return entities.length === places.length ? backInOrder(entities, places) : entities
   }

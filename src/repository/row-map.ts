@@ -220,9 +220,13 @@ export class RowMap {
     return row
   }
 
-  /** An entity out of a row whose properties are the columns, and no others. */
+  /** {@link fromColumns} for a row that has nothing but these columns: it may become the entity itself. */
+  fromExactColumns(row: Record<string, unknown>): Record<string, unknown> {
+    return this.#hasSameNames ? this.toEntity(row) : this.fromColumns(row)
+  }
+
+  /** An entity out of a row whose properties are the columns. */
   fromColumns(row: Record<string, unknown>): Record<string, unknown> {
-    if (this.#hasSameNames) return this.toEntity(row)
     const entity: Record<string, unknown> = {}
     for (const [property, { column }] of this.#columns) entity[property] = row[column]
     return this.toEntity(entity)

@@ -327,6 +327,29 @@ test(
   isFull ? 300_000 : 30_000,
 )
 
+test('a Redis that has gone back to an older clock is noticed without a further message', async () => {
+  const turns = new Turns()
+  const redis = new ModelRedis(() => epochUs + Math.round(performance.now() * 1_000))
+  const store = new Store()
+  const [writer, reader] = ['p', 'q'].map((name) => new Process(name, redis, store, turns, false)) as [Process, Process]
+  try {
+    for (const process of [writer, reader]) process.link.up()
+    await finish(turns)
+    const writing = writer.write('a', endOf('a', 0))
+    await finish(turns)
+    await writing
+    // As a replica that lagged behind, with an entry that was ended since.
+    redis.clock -= 1
+    const { gaps } = reader.invalidations.stats()
+    await finish(turns)
+    expect(reader.invalidations.stats().gaps).toBeGreaterThan(gaps)
+    expect(redis.floor).toBe(redis.clock)
+  } finally {
+    await finish(turns)
+    await Promise.all([writer, reader].map((process) => process.invalidations.close()))
+  }
+})
+
 test('who hears that a value is written through does not find the old one in Redis, however long the new one takes', async () => {
   const turns = new Turns()
   const redis = new ModelRedis(() => epochUs + Math.round(performance.now() * 1_000))
