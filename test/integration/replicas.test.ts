@@ -81,13 +81,18 @@ test('reads that ask for a replica are spread evenly over the replicas, all othe
   const database = await open()
   await vi.waitUntil(() => states(database).every((state) => state === 'up'))
   expect(await portOf(database, undefined)).toBe(primary.port)
-  const ports = await portsOf(database, 40)
-  expect(new Set(ports.keys())).toEqual(new Set(standbys.map((standby) => standby.port)))
-  expect([...ports.values()]).toEqual([20, 20])
-  expect(database.stats().replicas).toMatchObject([
-    { state: 'up', role: 'standby', reads: 20, breaker: 'closed' },
-    { state: 'up', role: 'standby', reads: 20, breaker: 'closed' },
-  ])
+  // Among those that are equally far: one that is behind for a moment, on a busy machine, gets none of them.
+  await vi.waitFor(
+    async () => {
+      const ports = await portsOf(database, 40)
+      expect(new Set(ports.keys())).toEqual(new Set(standbys.map((standby) => standby.port)))
+      expect([...ports.values()]).toEqual([20, 20])
+    },
+    { timeout: 10_000 },
+  )
+  const { replicas = [] } = database.stats()
+  expect(replicas).toMatchObject(standbys.map(() => ({ state: 'up', role: 'standby', breaker: 'closed' })))
+  expect(replicas.reduce((sum, { reads }) => sum + reads, 0) % 40).toBe(0)
 })
 
 test('many reads at once are spread evenly, too', async () => {
