@@ -62,7 +62,11 @@ async function newShop(opened: AsyncDisposableStack, url: string): Promise<strin
   opened.defer(async () => void (await admin.query(`drop database ${name} with (force)`)))
   const shop = new URL(url)
   shop.pathname = name
-  await using migrator = await createMigrator({ directory: 'migrations', postgres: { url: shop.href } })
+  await using migrator = await createMigrator({
+    directory: 'migrations',
+    postgres: { url: shop.href },
+    logger: { info: () => undefined, warn: () => undefined },
+  })
   await migrator.up()
   return shop.href
 }

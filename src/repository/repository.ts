@@ -13,6 +13,7 @@ import {
 } from 'kysely'
 import { ConflictError, DatabaseError, NotFoundError } from '../core/errors.ts'
 import type { TableMapping } from '../core/table-mapping.ts'
+import { hasColumns } from '../postgres/column-values.ts'
 import { type Conditions, matches, type OrderDirection, orderOf, type Where } from './conditions.ts'
 import {
   type ColumnMap,
@@ -414,19 +415,19 @@ export abstract class Repository<
     if (rows.length === 0) return []
     const { database } = this
     // A row of nothing but defaults is in no array.
-    if (database.insertMany === undefined || !rows.every(hasColumns)) {
+    if (database.insertMany === undefined || !rows.every(hasAny)) {
       return this.transaction((inside) => inside.insertInChunks(rows))
     }
     const returning = this.map.properties.map((property) => this.map.column(property))
     // Rows with the same columns are written together, and so they come back.
-    const places = placesByColumns(rows)
-    const sent = places.map((place) => rows[place])
+    const places = areAlike(rows) ? undefined : placesByColumns(rows)
+    const sent = places?.map((place) => rows[place]) ?? rows
     const created = await database.insertMany(this.definition.table, sent as never[], {
       returning: returning as never[],
     })
     const entities = created.rows.map((row) => this.map.fromExactColumns(row as OpenRow) as Entity)
     // A trigger that suppresses rows leaves nothing to tell them by.
-    return entities.length === places.length ? backInOrder(entities, places) : entities
+    return places?.length === entities.length ? backInOrder(entities, places) : entities
   }
 
   /**
@@ -856,8 +857,13 @@ interface Limitable<Result> {
   limit(limit: number): { executeTakeFirst(): Promise<Result | undefined> }
 }
 
-function hasColumns(row: OpenRow): boolean {
+function hasAny(row: OpenRow): boolean {
   return Object.keys(row).length > 0
+}
+
+function areAlike(rows: readonly OpenRow[]): boolean {
+  const columns = Object.keys(rows[0] ?? {})
+  return rows.every((row) => hasColumns(row, columns))
 }
 
 /** The places of the rows in their list, those together whose rows have the same columns. */
