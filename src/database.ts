@@ -840,6 +840,8 @@ interface DatabaseParts extends EngineParts {
 }
 
 class OpenDatabase<DB> implements Database<DB> {
+  /** For repositories, whose reads are sent later than they are asked for; none where nobody notices them. */
+  readonly noteRead: ((read: string, isShared: boolean) => void) | undefined
   readonly db: Kysely<DB>
   readonly cache: Cache
   readonly cursorSecret: CursorSecret
@@ -875,6 +877,8 @@ class OpenDatabase<DB> implements Database<DB> {
     this.#config = config
     this.cursorSecret = cursorSecretOf(config)
     this.#engine = engine
+    const { repeats } = engine
+    this.noteRead = repeats && ((read, isShared) => (isShared ? repeats.unsee(read) : repeats.see(read)))
     this.#redis = redis?.client
     this.#messages = messages
     this.cache = cache.cache
@@ -923,13 +927,6 @@ class OpenDatabase<DB> implements Database<DB> {
       },
       endCached: (what) => this.#openCache.end(what),
     }
-  }
-
-  /** For repositories, whose reads are sent later than they are asked for. */
-  noteRead(read: string, isShared: boolean): void {
-    const { repeats } = this.#engine
-    if (isShared) repeats?.unsee(read)
-    else repeats?.see(read)
   }
 
   get currentTransaction(): object | undefined {

@@ -13,7 +13,7 @@ export interface QuerySource<DB> {
   /** What the cursors of pages are signed with. */
   readonly cursorSecret?: CursorSecret
   /** Hears of reads where they are asked for. `isShared`: by a statement that others have begun in this tick. */
-  noteRead?(read: string, isShared: boolean): void
+  readonly noteRead?: ((read: string, isShared: boolean) => void) | undefined
   transaction?<T>(work: () => Promise<T>): Promise<T>
   prepare?(build: (parameter: (name: never) => Expression<never>) => Compilable): (values: object) => Promise<unknown[]>
   cached?<Row>(

@@ -35,7 +35,7 @@ type Change =
 
 /** Rows 0 to 3 are there before, 4 to 7 may be new. */
 const there = fc.integer({ min: 0, max: 3 })
-const any = fc.integer({ min: 0, max: 7 })
+const each = fc.integer({ min: 0, max: 7 })
 const fresh = fc.integer({ min: 4, max: 7 })
 // Sometimes below zero, which the table does not take.
 const stock = fc.oneof({ weight: 20, arbitrary: fc.nat({ max: 9 }) }, { weight: 1, arbitrary: fc.constant(-1) })
@@ -45,15 +45,19 @@ const change: fc.Arbitrary<Change> = fc.oneof(
   fc.record({
     kind: fc.constant('new book' as const),
     name: fresh,
-    author: any,
+    author: each,
     stock: fc.option(fc.nat({ max: 9 }), { nil: undefined }),
   }),
-  fc.record({ kind: fc.constant('new loan' as const), book: any, place: fc.nat({ max: 2 }) }),
-  fc.record({ kind: fc.constant('new category' as const), name: fresh, parent: fc.option(any, { nil: undefined }) }),
-  fc.record({ kind: fc.constant('give book' as const), book: any, author: any }),
-  fc.record({ kind: fc.constant('stock book' as const), book: any, stock }),
-  fc.record({ kind: fc.constant('rename author' as const), author: any, name: any }),
-  fc.record({ kind: fc.constant('move category' as const), category: any, parent: fc.option(any, { nil: undefined }) }),
+  fc.record({ kind: fc.constant('new loan' as const), book: each, place: fc.nat({ max: 2 }) }),
+  fc.record({ kind: fc.constant('new category' as const), name: fresh, parent: fc.option(each, { nil: undefined }) }),
+  fc.record({ kind: fc.constant('give book' as const), book: each, author: each }),
+  fc.record({ kind: fc.constant('stock book' as const), book: each, stock }),
+  fc.record({ kind: fc.constant('rename author' as const), author: each, name: each }),
+  fc.record({
+    kind: fc.constant('move category' as const),
+    category: each,
+    parent: fc.option(each, { nil: undefined }),
+  }),
   fc.record({ kind: fc.constant('delete author' as const), author: there, withBooks: fc.boolean() }),
   fc.record({ kind: fc.constant('delete book' as const), book: there }),
   fc.record({ kind: fc.constant('delete category' as const), category: there }),
