@@ -1,7 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
-import { askColumnTypes, type ColumnType, columnText, hasColumns } from './column-values.ts'
+import { ArrayParameter } from './array-parameter.ts'
+import { askColumnTypes, type ColumnType, hasColumns } from './column-values.ts'
 import type { CallOptions } from './engine.ts'
 import { type Reading, Refusal, type RowSource, SourceReader } from './row-source.ts'
 
@@ -81,6 +82,8 @@ export interface BulkChunk {
 // Larger ones gain nothing (measured with 100 000 rows), and of few rows the first is encoded while the server has nothing to do.
 const defaultChunkRows = 2_000
 const chunkBytes = 1_048_576
+// Of a gigabyte, with room for what is not counted.
+const mostBytesSent = 1_000_000_000
 
 /** `insert into`, with what happens to rows that are there already. */
 export function insertCommand<Column extends string>(
@@ -210,16 +213,15 @@ export class BulkWrite {
   #add(row: object): void {
     if (typeof row !== 'object' || row === null) throw this.#refused(`is ${row === null ? 'null' : typeof row}`)
     const pending = this.#pendingFor(row)
-    const { columns, types, literals } = pending
+    const { columns, lists } = pending
     for (let index = 0; index < columns.length; index += 1) {
-      const column = columns[index] as string
-      const text = this.#encode(column, types[index] as ColumnType, (row as Record<string, unknown>)[column])
-      const element = elementOf(text)
-      this.#pendingBytes += element.length + 1
-      literals[index] += pending.size === 0 ? element : `,${element}`
-      pending.lastTexts[index] = text
+      this.#pendingBytes += this.#encode(
+        lists[index] as ArrayParameter,
+        (row as Record<string, unknown>)[columns[index] as string],
+      )
     }
-    pending.size += 1
+    if (this.#pendingBytes > mostBytesSent) throw new RangeError('more than a message of the protocol can hold')
+    pending.lastRow = this.#read
     this.#pendingRows += 1
     if (!pending.isNewKey(this.#command.keys)) throw this.#refused('has the key of another row that is written with it')
   }
@@ -251,10 +253,11 @@ export class BulkWrite {
     return pending
   }
 
-  #encode(column: string, type: ColumnType, value: unknown): string | null {
+  #encode(list: ArrayParameter, value: unknown): number {
     try {
-      return columnText(column, type, value)
+      return list.add(value)
     } catch (error) {
+      if (error instanceof RangeError) throw error
       const { message, cause } = error as Error
       throw this.#refused(message, cause)
     }
@@ -282,11 +285,19 @@ export class BulkWrite {
   async #write(chunks: readonly PendingRows[]): Promise<void> {
     const { returning, atomic: _atomic, chunkRows: _chunk, onProgress, ...call } = this.#options
     for (const chunk of chunks) {
-      const statement = this.#command.statement({ columns: chunk.columns, source: chunk.source() })
-      const { rows, numAffectedRows } = await this.#runner.run(statement, call)
+      const { rows, numAffectedRows } = await this.#runner.run(this.#statementFor(chunk), call)
       this.#count += Number(numAffectedRows ?? 0)
       if (returning !== undefined) this.#rows = this.#rows.concat(rows)
       await onProgress?.({ rows: this.#count })
+    }
+  }
+
+  #statementFor({ columns, lists, lastRow }: PendingRows): RawBuilder<Record<string, unknown>> {
+    try {
+      return this.#command.statement({ columns, source: unfolded(lists) })
+    } catch (error) {
+      // A row that long is the last of its statement.
+      throw error instanceof RangeError ? this.#refused('is too long to be sent', error, lastRow) : error
     }
   }
 
@@ -309,8 +320,8 @@ export class BulkWrite {
     return error
   }
 
-  #refused(what: string, cause?: unknown): Refusal {
-    return new Refusal('INVALID_ARGUMENT', `Row ${this.#read} ${what}.`, { cause })
+  #refused(what: string, cause?: unknown, row = this.#read): Refusal {
+    return new Refusal('INVALID_ARGUMENT', `Row ${row} ${what}.`, { cause })
   }
 
   #failed(refusal: Refusal): DatabaseError {
@@ -321,60 +332,36 @@ export class BulkWrite {
 /** Rows with the same columns that wait for their statement. */
 class PendingRows {
   readonly columns: readonly string[]
-  readonly types: readonly ColumnType[]
-  /** By column, the elements of an array as the server reads it. */
-  readonly literals: string[]
-  /** Of the last row. */
-  readonly lastTexts: (string | null)[]
-  size = 0
+  readonly lists: readonly ArrayParameter[]
+  /** Its number in the source. */
+  lastRow = 0
   readonly #keys = new Set<string>()
 
   constructor(columns: readonly string[], types: readonly ColumnType[]) {
     this.columns = columns
-    this.types = types
-    this.literals = columns.map(() => '')
-    this.lastTexts = columns.map(() => null)
+    this.lists = columns.map((column, index) => new ArrayParameter(column, types[index] as ColumnType))
   }
 
   /** Whether the last row has a key that none before it has: which of two would count is left to the server. */
   isNewKey(keys: readonly string[]): boolean {
     if (keys.length === 0) return true
-    const key = keys.map((name) => this.lastTexts[this.columns.indexOf(name)] ?? '').join('\0')
+    const key = keys.map((name) => this.lists[this.columns.indexOf(name)]?.lastText ?? '').join('\0')
     const isNew = !this.#keys.has(key)
     this.#keys.add(key)
     return isNew
   }
-
-  /**
-   * The rows again: as many lists as columns, each as long, are unfolded in step. An array of arrays would be unfolded whole,
-   * so arrays travel as texts that the server casts row by row.
-   */
-  source(): RawBuilder<unknown> {
-    return unfolded(this.columns, this.types, this.literals)
-  }
 }
 
-/** `u` with these columns, each a list of elements as {@link elementOf} gives them. */
-export function unfolded(
-  columns: readonly string[],
-  types: readonly Pick<ColumnType, 'array' | 'type'>[],
-  literals: readonly string[],
-): RawBuilder<unknown> {
-  const values = types.map(({ type, array }, index) => {
-    const list = sql`unnest(${`{${literals[index]}}`}::${sql.raw(array ? 'text' : type)}[])`
-    const value = array ? sql`${list}::${sql.raw(type)}` : list
-    return sql`${value} as ${sql.id(columns[index] as string)}`
+/**
+ * The rows again, as `u` with these columns: as many lists as columns, each as long, are unfolded in step. An array of arrays would
+ * be unfolded whole, so arrays travel as texts that the server casts row by row.
+ */
+export function unfolded(lists: readonly ArrayParameter[]): RawBuilder<unknown> {
+  const values = lists.map(({ column, type: { type, array }, value }) => {
+    const list = sql`unnest(${value}::${sql.raw(array ? 'text' : type)}[])`
+    return sql`${array ? sql`${list}::${sql.raw(type)}` : list} as ${sql.id(column)}`
   })
   return sql`(select ${sql.join(values)}) as u`
-}
-
-const needsQuotes = /["\\{},\s]|^$|^null$/i
-
-/** A value as an element of an array. */
-export function elementOf(text: string | null): string {
-  if (text === null) return 'null'
-  if (!needsQuotes.test(text)) return text
-  return `"${text.includes('"') || text.includes('\\') ? text.replaceAll(/["\\]/g, '\\$&') : text}"`
 }
 
 function invalid(message: string): DatabaseError {

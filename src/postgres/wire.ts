@@ -296,9 +296,12 @@ class SocketWire implements Wire {
 /** For the log of the server, where the client's reason is none of anybody's business. */
 const copyFailure = 'given up by the client'
 
-/** How many bytes a text takes at most. Of a long one it is counted, which is less than what thrice the room costs. */
-function mostBytes(text: string): number {
-  return text.length < 4_096 ? text.length * 3 : Buffer.byteLength(text)
+/** Below so many code units it costs less to have room for three bytes each than to count them. */
+export const shortText = 4_096
+
+/** How many bytes a text takes at most. */
+export function mostBytes(text: string): number {
+  return text.length < shortText ? text.length * 3 : Buffer.byteLength(text)
 }
 
 class MethodWire implements Wire {

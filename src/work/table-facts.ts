@@ -81,8 +81,7 @@ const askFacts = (tables: readonly string[]): RawBuilder<FactsRow> => sql`
     (select json_agg(json_build_object(
         'name', ${quoted(sql`a.attname`)},
         'type', format_type(b.base, -1),
-        'json', b.base in ('json'::regtype, 'jsonb'::regtype),
-        'instant', b.base = 'timestamptz'::regtype,
+        'oid', b.base::int8,
         'array', (select typcategory = 'A' from pg_type where oid = b.base),
         'hasDefault', a.atthasdef or a.attidentity <> '' or y.typtype = 'd',
         'always', a.attidentity = 'a',

@@ -1,7 +1,8 @@
 import { type RawBuilder, sql } from 'kysely'
 import { ConflictError, DatabaseError, NotFoundError } from '../core/errors.ts'
-import { elementOf, unfolded } from '../postgres/bulk.ts'
-import { columnText } from '../postgres/column-values.ts'
+import { ArrayParameter } from '../postgres/array-parameter.ts'
+import { unfolded } from '../postgres/bulk.ts'
+import { integerType } from '../postgres/column-values.ts'
 import type { ColumnFacts, WorkDatabase } from './table-facts.ts'
 import type { WorkGroup, WorkRow } from './work-group.ts'
 import { type ItemState, refusal } from './work-item.ts'
@@ -26,8 +27,7 @@ interface SentColumn {
 const placeName = 'kanta:place'
 const versionName = 'kanta:version'
 
-const integer = { name: '', type: 'integer', json: false, array: false, instant: false } as const
-const placeFacts: ColumnFacts = { ...integer, hasDefault: false, default: null, always: false }
+const placeFacts: ColumnFacts = { ...integerType, hasDefault: false, default: null, always: false }
 
 /** Runs the statements in their order; whatever fails is thrown, and nothing of it is left when its transaction is rolled back. */
 export async function executeSteps(steps: readonly Step[], database: WorkDatabase): Promise<WrittenRows> {
@@ -192,19 +192,17 @@ function sourceOf(step: Step, group: WorkGroup, columns: readonly SentColumn[]):
 }
 
 function sentRows({ items }: Step, group: WorkGroup, columns: readonly SentColumn[]): RawBuilder<unknown> {
-  const literals = columns.map(({ name, facts, value }) =>
-    items.map((item, place) => elementOf(text(group, name, facts, value(item, place)))).join(','),
-  )
-  return unfolded(
-    columns.map(({ name }) => name),
-    columns.map(({ facts }) => facts),
-    literals,
-  )
+  const lists = columns.map(({ name, facts, value }) => {
+    const list = new ArrayParameter(name, facts)
+    for (const [place, item] of items.entries()) add(list, group, name, value(item, place))
+    return list
+  })
+  return unfolded(lists)
 }
 
-function text(group: WorkGroup, name: string, facts: ColumnFacts, value: unknown): string | null {
+function add(list: ArrayParameter, group: WorkGroup, name: string, value: unknown): void {
   try {
-    return columnText(name, facts, value ?? null)
+    list.add(value ?? null)
   } catch (error) {
     throw new DatabaseError('INVALID_ARGUMENT', `${group.mapping.table}: a row ${(error as Error).message}.`, {
       cause: error,

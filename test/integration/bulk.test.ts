@@ -64,6 +64,93 @@ describe('insertMany', () => {
     )
   })
 
+  test('values of each type are stored as single statements store them, whatever is in the rows around them', async () => {
+    await using database = await createDatabase<{ kinds: Record<string, unknown> }>({
+      postgres: { url: await freshDatabaseUrl() },
+      redis: false,
+    })
+    const uuid = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'
+    const values: Readonly<Record<string, readonly unknown[]>> = {
+      bool: [true, false, 'off'],
+      int2: [0, -0, 32_767, -32_768, '12'],
+      int4: [1, 2_147_483_647, -2_147_483_648, ' 7'],
+      int8: [1, -1, 2 ** 31, 2 ** 53 - 1, 1 - 2 ** 53, 2n ** 63n - 1n, -(2n ** 63n), '42'],
+      float4: [0.1, 16_777_217, -0],
+      float8: [0.1, -0, 5, NaN, -Infinity, 5e-324, '2.5'],
+      numeric: ['1.20', 3.5, NaN],
+      text: ['', 'null', 'ünï 🎉', '"\\{,}', 'x'.repeat(9_000), 'é'.repeat(5_000), 5, true, { a: 1 }],
+      'varchar(7)': ['seven', 'ß'.repeat(7), 1n],
+      'char(3)': ['a', 'abc'],
+      json: [{ a: '"\\' }, '[1, null]', 7, true],
+      jsonb: [{ b: [1], a: 'é' }, '"text"', 7, '{"a": "\\u00e9"}'],
+      uuid: [uuid, uuid.toUpperCase(), `{${uuid}}`, uuid.replaceAll('-', '')],
+      bytea: [Buffer.from([0, 255, 92]), new Uint8Array([1]), Buffer.alloc(0), '\\x00ff'],
+      timestamptz: [
+        ...['2026-11-21T12:34:56.789Z', '0001-01-01T00:00:00Z', '9999-12-31T23:59:59.999Z'].map((at) => new Date(at)),
+        ...[0, -1, Date.UTC(2000) - 1].map((at) => new Date(at)),
+        '2026-01-01 12:00:00.000001+02',
+        'infinity',
+        new Date('-000001-01-01T00:00:00Z'),
+      ],
+      timestamp: [new Date(0), '2026-01-01'],
+      date: [new Date(0), '2026-01-01'],
+      'int4[]': [[1, null], [], '{3}'],
+      score: [3, '4'],
+      mood: ['good'],
+    }
+    await database.query(sql`create domain score as int check (value < 100)`)
+    await database.query(sql`create type mood as enum ('good', 'bad')`)
+    const columns = Object.keys(values)
+    const parts = columns.map((type) => sql`${sql.id(type)} ${sql.raw(type)}`)
+    for (const table of ['kinds', 'alone'])
+      await database.query(sql`create table ${sql.id(table)} (n int, ${sql.join(parts)})`)
+    const row = fc.record(
+      Object.fromEntries(
+        columns.map((type) => [type, fc.option(fc.constantFrom(...(values[type] as [])), { freq: 4 })]),
+      ),
+    )
+    const stored = async (table: string) => {
+      const texts = columns.map((type) => sql`${sql.id(type)}::text`)
+      return database.query(sql<object>`select ${sql.join(texts)} from ${sql.id(table)} order by n`)
+    }
+    await fc.assert(
+      fc.asyncProperty(fc.array(row, { minLength: 1, maxLength: 6 }), async (rows) => {
+        await database.query(sql`truncate kinds, alone`)
+        const given = rows.map((one, n) => ({ n, ...one }))
+        await database.insertMany('kinds', given)
+        await database.transaction(async () => {
+          for (const one of given)
+            await database.query(
+              sql`insert into alone values (${sql.join(Object.values(one).map((value) => sql`${value}`))})`,
+            )
+        })
+        expect(await stored('kinds')).toEqual(await stored('alone'))
+      }),
+      { numRuns: 150 },
+    )
+    const refused: readonly (readonly [column: string, value: unknown])[] = [
+      ['int2', 32_768],
+      ['int4', 2 ** 31],
+      ['int4', 1.5],
+      ['int8', 2 ** 63],
+      ['int8', 2n ** 63n],
+      ['bool', 2],
+      ['uuid', 'a0eebc99'],
+      ['uuid', uuid.replace('a0', 'g0')],
+      ['timestamptz', new Date(NaN)],
+      ['varchar(7)', 'eight---'],
+      ['json', '{'],
+      ['jsonb', '{'],
+      ['score', 100],
+    ]
+    for (const [column, value] of refused) {
+      const alone = database.query(sql`insert into alone (${sql.id(column)}) values (${value})`)
+      const codes = await Promise.allSettled([alone, database.insertMany('kinds', [{ [column]: value }])])
+      const [first, second] = codes.map((result) => (result as { reason?: { code: string } }).reason?.code)
+      expect({ column, code: second }).toEqual({ column, code: first ?? 'an error' })
+    }
+  })
+
   test('a column that a row leaves out, or has as undefined, gets its default', async () => {
     await using database = await open()
     await database.insertMany('things', [
