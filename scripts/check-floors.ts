@@ -15,7 +15,7 @@ const floors: readonly (readonly string[])[] = [
   ['resilience', 'observe'],
   ['postgres', 'redis'],
   ['cache', 'schema'],
-  ['database.ts'],
+  ['database'],
   ['repository', 'work', 'security', 'diagnostics'],
   ['repositories', 'testing', 'status', 'default.ts'],
   ['index.ts', 'domain.ts', 'migrate.ts', 'testing.ts'],

@@ -1,6 +1,7 @@
-import type { DatabaseOptions } from './core/config.ts'
+import type { DatabaseOptions } from './core/options.ts'
 import { DatabaseError } from './core/errors.ts'
-import { createDatabase, type Database, type Health } from './database.ts'
+import { createDatabase } from './database/create-database.ts'
+import type { Database, Health } from './database/database.ts'
 
 // The schema type is given where the database is used; it is one object for all.
 let current: Promise<Database<unknown>> | undefined

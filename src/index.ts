@@ -1,5 +1,5 @@
 // The database
-export { createDatabase, postgresDialect } from './database.ts'
+export { createDatabase, postgresDialect } from './database/create-database.ts'
 export type {
   Compilable,
   Database,
@@ -10,7 +10,7 @@ export type {
   ReplicaHealth,
   Runnable,
   ServerHealth,
-} from './database.ts'
+} from './database/database.ts'
 export { getDatabase, getDatabaseHealth, initializeDatabase, shutdownDatabase } from './default.ts'
 export type { EventSource, Listener } from './core/events.ts'
 export type { RepeatedRead } from './core/repeated-reads.ts'
@@ -75,7 +75,7 @@ export type {
   RetryOptions,
   SslMode,
   ValueTypes,
-} from './core/config.ts'
+} from './core/options.ts'
 
 // Errors
 export {
@@ -129,7 +129,7 @@ export type {
   RefOf,
   RepositoryDefinition,
   UpsertOptions,
-} from './repository/repository.ts'
+} from './repository/repository-options.ts'
 export type { StandardSchema } from './repository/validation.ts'
 
 // Pages
@@ -143,7 +143,7 @@ export { count, exists, first, groupBy, keyBy, pluck, value } from './repository
 export type { GivesRows, OnlyColumn, RowKey, Selects } from './repository/query-helpers.ts'
 
 // Sagas
-export { createSagas } from './work/sagas.ts'
+export { createSagas } from './work/create-sagas.ts'
 export type { SagaEvents, SagaHandle, Sagas, SagasOptions, StartOptions } from './work/sagas.ts'
 export { saga } from './work/saga.ts'
 export type {
@@ -173,7 +173,7 @@ export type { WorkStep } from './work/work-step.ts'
 // Work
 export { keepInvalidations } from './work/kept-invalidations.ts'
 export type { KeepInvalidationsOptions } from './work/kept-invalidations.ts'
-export { createOutbox } from './work/outbox.ts'
+export { createOutbox } from './work/create-outbox.ts'
 export type { DeadLetterOptions, Outbox, OutboxDatabase, OutboxOptions } from './work/outbox.ts'
 export type { EventOf, NewEvent, OutboxEvent, PublishOptions } from './work/outbox-event.ts'
 export type {

@@ -1,5 +1,6 @@
 /** Migrations and generated types: the entry point `kanta/migrate`. */
-import { type DatabaseOptions, resolveConfig } from './core/config.ts'
+import { resolveConfig } from './core/config.ts'
+import type { DatabaseOptions } from './core/options.ts'
 import { openSource } from './postgres/source.ts'
 import { Migrator, type MigratorOptions } from './schema/migrator.ts'
 

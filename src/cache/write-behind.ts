@@ -1,5 +1,6 @@
 import { settleWithin } from '../core/deadline.ts'
 import { databaseClosed, DatabaseError, type ErrorCode, isDatabaseError } from '../core/errors.ts'
+import { isWhole, largestInt32 } from '../core/whole-number.ts'
 
 /** How values are written behind. Times are milliseconds. */
 export interface WriteBehindOptions<T> {
@@ -293,19 +294,17 @@ function unknownOutcome(): DatabaseError {
 }
 
 function count(value: number | undefined, name: string): number | undefined {
-  if (value === undefined || (Number.isSafeInteger(value) && value >= 1)) return value
+  if (value === undefined || isWhole(value, 1)) return value
   throw new DatabaseError(
     'INVALID_ARGUMENT',
     `${name} of writing behind is ${String(value)}. Give a whole number from 1.`,
   )
 }
 
-const longestTimerMs = 2_147_483_647
-
 function milliseconds(value: number | undefined): number | undefined {
-  if (value === undefined || (Number.isFinite(value) && value >= 1 && value <= longestTimerMs)) return value
+  if (value === undefined || (Number.isFinite(value) && value >= 1 && value <= largestInt32)) return value
   throw new DatabaseError(
     'INVALID_ARGUMENT',
-    `intervalMs of writing behind is ${String(value)}. Give milliseconds from 1 to ${longestTimerMs}.`,
+    `intervalMs of writing behind is ${String(value)}. Give milliseconds from 1 to ${largestInt32}.`,
   )
 }

@@ -1,5 +1,6 @@
 import { createSecretKey, type KeyObject, randomBytes, scrypt } from 'node:crypto'
-import { cursorSecretsIn, minCursorSecretBytes, type ResolvedConfig } from './config.ts'
+import type { ResolvedConfig } from './config.ts'
+import { cursorSecretsIn, minCursorSecretBytes } from './config-schema.ts'
 import { ConfigError, DatabaseError } from './errors.ts'
 import { RecentMap } from './recent-map.ts'
 

@@ -1,6 +1,7 @@
 import { type AnyChannel, channelName, decodePayload } from './channel.ts'
 import { DatabaseError } from './errors.ts'
 import { NotificationBuffer, type NotificationGap } from './notification-buffer.ts'
+import { isWhole } from './whole-number.ts'
 
 /** How a subscriber is served. */
 export interface ListenOptions {
@@ -77,7 +78,7 @@ export class Subscriber implements NotificationStream<unknown> {
     { bufferSize = defaultBufferSize, onGap }: ListenOptions,
     place: SubscriberPlace,
   ) {
-    if (!Number.isInteger(bufferSize) || bufferSize < 1) {
+    if (!isWhole(bufferSize, 1)) {
       throw new DatabaseError('INVALID_ARGUMENT', 'bufferSize of a subscriber must be a whole number from 1.')
     }
     this.channel = channelName(source)

@@ -1,6 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
+import { isWhole } from '../core/whole-number.ts'
 import { ArrayParameter } from './array-parameter.ts'
 import { askColumnTypes, type ColumnType, hasColumns } from './column-values.ts'
 import type { CallOptions } from './engine.ts'
@@ -161,7 +162,7 @@ export class BulkWrite {
 
   constructor(runner: BulkRunner, command: BulkCommand, options: BulkOptions<string>) {
     const { chunkRows = defaultChunkRows } = options
-    if (!Number.isInteger(chunkRows) || chunkRows < 1) {
+    if (!isWhole(chunkRows, 1)) {
       throw invalid(`chunkRows is ${String(chunkRows)}. Give a whole number of rows from 1, or leave it out.`)
     }
     this.#runner = runner

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type AnyChannel, channelName, type PayloadLimit, type PayloadOf } from '../core/channel.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { databaseClosed, DatabaseError, TransactionError } from '../core/errors.ts'
-import type { Logger } from '../core/config.ts'
+import type { Logger } from '../core/options.ts'
 import {
   type ListenOptions,
   type NotificationHandler,

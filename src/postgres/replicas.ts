@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CompiledQuery } from 'kysely'
-import type { ReplicaReadOptions } from '../core/config.ts'
+import type { ReplicaReadOptions } from '../core/options.ts'
 import { type Limits, limitsFrom } from '../core/deadline.ts'
 import { DatabaseError, type ErrorCode, isDatabaseError } from '../core/errors.ts'
 import type { CallOptions, Engine, EngineStats, ReplicaChoice, ReplicaState, ReadTarget } from './engine.ts'

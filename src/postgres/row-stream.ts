@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { CompiledQuery } from 'kysely'
 import type { Limits } from '../core/deadline.ts'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
+import { isWhole, largestInt32 } from '../core/whole-number.ts'
 import { bytesReadBy } from './connection.ts'
 import type { Engine, ReplicaChoice } from './engine.ts'
 import type { CallSite, Session, SessionStream } from './pool.ts'
@@ -110,7 +111,7 @@ export class ChunkReader<Row> implements PortalReader<Row>, SessionStream {
     createPortal: PortalFactory<Row> = (request, limit, reader) => new Portal(request, limit, reader),
   ) {
     const { chunkSize } = options
-    if (chunkSize !== undefined && !(Number.isInteger(chunkSize) && chunkSize >= 1 && chunkSize <= 2_147_483_647)) {
+    if (chunkSize !== undefined && !isWhole(chunkSize, 1, largestInt32)) {
       throw new DatabaseError(
         'INVALID_ARGUMENT',
         `A stream was given a chunkSize of ${String(chunkSize)}. Give a whole number of rows from 1, or leave it out.`,

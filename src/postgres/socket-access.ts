@@ -1,6 +1,6 @@
 import type { Duplex } from 'node:stream'
 import { Client as PgClient } from 'pg'
-import type { ValueTypes } from '../core/config.ts'
+import type { ValueTypes } from '../core/options.ts'
 import { type Client, noteParameters } from './connection.ts'
 import { readRows } from './row-reader.ts'
 import { parsersFor } from './value-parsers.ts'

@@ -1,11 +1,6 @@
 import { Client, type ClientConfig, Connection } from 'pg'
-import {
-  describeTarget,
-  type Logger,
-  type PostgresTarget,
-  type ServerAddress,
-  type ServerTarget,
-} from '../core/config.ts'
+import type { Logger } from '../core/options.ts'
+import { describeTarget, type PostgresTarget, type ServerAddress, type ServerTarget } from '../core/postgres-target.ts'
 import { settleWithin } from '../core/deadline.ts'
 import { ConnectionError, type DatabaseError } from '../core/errors.ts'
 import { type ConnectionSource, cutClient, noteParameters, parameterOf } from './connection.ts'

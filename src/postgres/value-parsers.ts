@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module'
 import { type CustomTypesConfig, types } from 'pg'
-import type { ValueTypes } from '../core/config.ts'
+import type { ValueTypes } from '../core/options.ts'
 import { DatabaseError } from '../core/errors.ts'
 
 /** Makes a value of the text in which the server sends it. */

@@ -1,5 +1,6 @@
 import { type Kysely, type RawBuilder, type Transaction, sql } from 'kysely'
 import { DatabaseError } from '../core/errors.ts'
+import { isWhole, largestInt32 } from '../core/whole-number.ts'
 import {
   CustomerUnavailableError,
   type DomainError,
@@ -25,6 +26,7 @@ import type { DB } from '../generated/schema.ts'
 import type { QuerySource } from '../repository/query-source.ts'
 import { OrderRepository } from './order-repository.ts'
 import { cancelOrder, changeOrder, linesOf, type OrderRequest, placeOrder, type Verdict } from './order-statements.ts'
+import { Turns } from './turns.ts'
 
 /** Settings of an {@link OrderService}. */
 export interface OrderServiceOptions {
@@ -36,6 +38,8 @@ export interface OrderServiceOptions {
   readonly maxConcurrent?: number
   /** Most calls that wait for their turn; further ones fail with `POOL_OVERLOADED`. @default 10000 */
   readonly maxWaiting?: number
+  /** How long a call waits for its turn; then it fails with `POOL_TIMEOUT`, and nothing was sent. Milliseconds. @default 30000 */
+  readonly waitTimeoutMs?: number
 }
 
 /**
@@ -70,10 +74,16 @@ export class OrderService implements OrderProcessing {
   readonly #orders: OrderRepository
   readonly #turns: Turns
 
-  constructor(database: QuerySource<DB>, { maxConcurrent = 16, maxWaiting = 10_000 }: OrderServiceOptions = {}) {
+  constructor(database: QuerySource<DB>, options: OrderServiceOptions = {}) {
+    const { maxConcurrent = 16, maxWaiting = 10_000, waitTimeoutMs = 30_000 } = options
     this.#database = database
     this.#orders = new OrderRepository(database)
-    this.#turns = new Turns(wholeNumber('maxConcurrent', maxConcurrent, 1), wholeNumber('maxWaiting', maxWaiting, 0))
+    this.#turns = new Turns({
+      what: 'orders',
+      maxConcurrent: wholeNumber('maxConcurrent', maxConcurrent, 1),
+      maxWaiting: wholeNumber('maxWaiting', maxWaiting, 0),
+      waitTimeoutMs: wholeNumber('waitTimeoutMs', waitTimeoutMs, 1),
+    })
   }
 
   /** This service on a transaction that is passed by hand. */
@@ -193,41 +203,10 @@ function refusalOf(userId: string, verdict: Verdict): DomainError | undefined {
   return isTooLarge ? new OrderTooLargeError() : undefined
 }
 
-/** Lets so many run at once, the others in the order in which they came. */
-class Turns {
-  readonly #limit: number
-  readonly #maxWaiting: number
-  readonly #waiting: (() => void)[] = []
-  #running = 0
-
-  constructor(limit: number, maxWaiting: number) {
-    this.#limit = limit
-    this.#maxWaiting = maxWaiting
-  }
-
-  async take<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#running < this.#limit) this.#running += 1
-    else await this.#turn()
-    try {
-      return await work()
-    } finally {
-      // Handed on rather than given back, so that nobody who comes now gets in before those who wait.
-      const next = this.#waiting.shift()
-      if (next === undefined) this.#running -= 1
-      else next()
-    }
-  }
-
-  #turn(): Promise<void> {
-    if (this.#waiting.length < this.#maxWaiting) return new Promise((resolve) => this.#waiting.push(resolve))
-    throw new DatabaseError(
-      'POOL_OVERLOADED',
-      `${this.#maxWaiting} orders wait for their turn already, so this one was turned away. Shed load earlier, or raise maxConcurrent or maxWaiting of the OrderService.`,
-    )
-  }
-}
-
 function wholeNumber(name: string, value: unknown, least: number): number {
-  if (Number.isSafeInteger(value) && Number(value) >= least) return Number(value)
-  throw new DatabaseError('INVALID_ARGUMENT', `OrderService: ${name} must be a whole number from ${least}.`)
+  if (isWhole(value, least, largestInt32)) return value
+  throw new DatabaseError(
+    'INVALID_ARGUMENT',
+    `OrderService: ${name} must be a whole number from ${least} to ${largestInt32}.`,
+  )
 }

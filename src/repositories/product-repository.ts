@@ -1,6 +1,7 @@
 import { type ExpressionBuilder, type SelectQueryBuilder, type SqlBool, sql } from 'kysely'
 import { jsonArrayFrom } from 'kysely/helpers/postgres'
 import { DatabaseError } from '../core/errors.ts'
+import { isWhole } from '../core/whole-number.ts'
 import { InsufficientStockError } from '../domain/errors.ts'
 import {
   type CataloguePage,
@@ -234,7 +235,7 @@ export class ProductRepository
   }
 
   private pieces(quantity: unknown): number {
-    if (Number.isSafeInteger(quantity) && Number(quantity) >= 1) return Number(quantity)
+    if (isWhole(quantity, 1)) return quantity
     throw refusal('quantity must be a whole number from 1')
   }
 }

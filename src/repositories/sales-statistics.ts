@@ -1,6 +1,7 @@
 import { type Kysely, type Transaction, sql } from 'kysely'
 import type { ProductSales, RefreshOptions, RefreshResult, StatisticsAge, StatisticsStore } from '../domain/product.ts'
 import { DatabaseError } from '../core/errors.ts'
+import { isWhole } from '../core/whole-number.ts'
 import type { DB } from '../generated/schema.ts'
 import type { QuerySource } from '../repository/query-source.ts'
 
@@ -118,6 +119,6 @@ async function ageOn(db: Kysely<DB>): Promise<StatisticsAge | undefined> {
 }
 
 function wholeNumber(name: string, value: unknown): number {
-  if (Number.isSafeInteger(value) && Number(value) >= 0) return Number(value)
+  if (isWhole(value, 0)) return value
   throw new DatabaseError('INVALID_ARGUMENT', `${view}: ${name} must be a whole number from 0.`, { table: view })
 }

@@ -1,6 +1,7 @@
 import { randomBytes, type ScryptOptions, scrypt, timingSafeEqual } from 'node:crypto'
 import { promisify } from 'node:util'
 import { DatabaseError } from '../core/errors.ts'
+import { isWhole } from '../core/whole-number.ts'
 import type { PasswordHasher } from '../domain/password-hasher.ts'
 
 const derive = promisify<string, Buffer, number, ScryptOptions, Buffer>(scrypt)
@@ -40,7 +41,7 @@ export interface ScryptHasherOptions {
  */
 export function scryptPasswordHasher(options: ScryptHasherOptions = {}): PasswordHasher {
   const logCost = options.logCost ?? 17
-  if (!Number.isInteger(logCost) || logCost < 14 || logCost > 20) {
+  if (!isWhole(logCost, 14, 20)) {
     throw new DatabaseError('INVALID_ARGUMENT', 'scryptPasswordHasher: logCost must be a whole number from 14 to 20.')
   }
   return {

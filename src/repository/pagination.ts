@@ -8,6 +8,7 @@ import {
   sql,
 } from 'kysely'
 import { type CursorSecret, cursorSecretFrom } from '../core/cursor-secret.ts'
+import { isWhole } from '../core/whole-number.ts'
 import { openCursor, sealCursor } from './cursor.ts'
 import {
   type OrderTerm,
@@ -362,6 +363,6 @@ function knowOptions(caller: string, options: unknown, known: readonly string[])
 }
 
 function rowCount(caller: string, name: string, value: unknown, max: number): number {
-  if (Number.isSafeInteger(value) && Number(value) >= 1 && Number(value) <= max) return Number(value)
+  if (isWhole(value, 1, max)) return value
   throw refusal(`${name} must be a whole number from 1${max < 2 ** 52 ? ` to ${max}` : ''}`, caller)
 }

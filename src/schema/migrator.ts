@@ -1,8 +1,9 @@
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type MigrationBuilder, PG_MIGRATE_LOCK_ID, runner, type RunnerOption } from 'node-pg-migrate'
-import type { Logger } from '../core/config.ts'
+import type { Logger } from '../core/options.ts'
 import { DatabaseError, MigrationError } from '../core/errors.ts'
+import { isWhole, largestInt32 } from '../core/whole-number.ts'
 import type { ConnectionSource } from '../postgres/connection.ts'
 import { isConnectionGone, toDatabaseError } from '../postgres/sqlstate.ts'
 import { BoundedClient } from './bounded-client.ts'
@@ -510,11 +511,10 @@ function excerpt(sql: string): string {
 }
 
 function wholeNumber(name: string, value: number, least: number): number {
-  // 2^31 - 1 is the most that PostgreSQL's settings and Node's timers take.
-  if (Number.isInteger(value) && value >= least && value <= 2_147_483_647) return value
+  if (isWhole(value, least, largestInt32)) return value
   throw new DatabaseError(
     'INVALID_ARGUMENT',
-    `${name} must be a whole number from ${least} to 2147483647; it is ${String(value)}.`,
+    `${name} must be a whole number from ${least} to ${largestInt32}; it is ${String(value)}.`,
   )
 }
 

@@ -22,7 +22,7 @@ import {
   UnionExpressionNode,
 } from 'kysely-codegen'
 import type { Kysely } from 'kysely'
-import type { ValueTypes } from '../core/config.ts'
+import type { ValueTypes } from '../core/options.ts'
 import type { CatalogFacts } from './catalog-facts.ts'
 
 /** The tables of the connected database as TypeScript: what kysely-codegen writes, with what it leaves out. */

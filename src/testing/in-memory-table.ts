@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { ConflictError, ConstraintViolationError, DatabaseError, NotFoundError } from '../core/errors.ts'
+import { isWhole } from '../core/whole-number.ts'
 
 /** The columns that a table in memory keeps by itself. */
 export interface Kept {
@@ -245,7 +246,7 @@ export function uuidV7(now: Date): string {
 
 /** A limit as given by a caller. */
 export function rowCount(table: string, name: string, value: unknown, least = 0): number {
-  if (Number.isSafeInteger(value) && Number(value) >= least) return Number(value)
+  if (isWhole(value, least)) return value
   throw invalidArgument(table, `${name} must be a whole number from ${least}`)
 }
 

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Database } from '../database.ts'
+import type { Database } from '../database/database.ts'
 import { readMigrations } from '../schema/migration-files.ts'
 
 /** What a database for tests holds when a test begins. */

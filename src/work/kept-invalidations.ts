@@ -1,11 +1,11 @@
-import type { Invalidation } from '../cache/invalidation-log.ts'
-import type { InvalidationJournal } from '../cache/open-cache.ts'
 import { DatabaseError, DeliveryError } from '../core/errors.ts'
-import { type Database, type DatabaseSeams, seamsOf } from '../database.ts'
-import type { Scope } from '../postgres/transaction.ts'
-import { createOutbox, type OutboxDatabase } from './outbox.ts'
+import { isWhole } from '../core/whole-number.ts'
+import type { Database } from '../database/database.ts'
+import { type DatabaseSeams, seamsOf } from '../database/seams.ts'
+import { createOutbox } from './create-outbox.ts'
+import type { JournalTopics } from './invalidation-journal.ts'
+import type { OutboxDatabase } from './outbox.ts'
 import type { Relay } from './outbox-relay.ts'
-import { OutboxStore } from './outbox-store.ts'
 
 /** Settings of {@link keepInvalidations}. Times are milliseconds. */
 export interface KeepInvalidationsOptions {
@@ -15,16 +15,6 @@ export interface KeepInvalidationsOptions {
    */
   readonly delayMs?: number | undefined
 }
-
-interface Topics {
-  readonly invalidation: Invalidation
-}
-
-const topic = 'invalidation'
-/** What is more than that ends everything instead. */
-const maxBytes = 100_000
-const eraseEveryMs = 20
-const everything: Invalidation = { keys: [], tags: [], patterns: [], all: true }
 
 /**
  * From now on, a transaction that ends something in the cache writes that down with its data, and takes it back when it was done:
@@ -52,8 +42,9 @@ export async function keepInvalidations(
   const seams = seamsOf(database, 'keepInvalidations')
   assertUsable(seams, delayMs)
   const name = `kanta.cache ${seams.cacheNamespace}`
-  const outbox = await createOutbox<Topics>(database, { name })
-  const journal = new Journal(database as Database<unknown>, seams, name, delayMs)
+  const outbox = await createOutbox<JournalTopics>(database, { name })
+  const { OutboxJournal } = await import('./invalidation-journal.ts')
+  const journal = new OutboxJournal(database as Database<unknown>, seams, name, delayMs)
   const keepNoMore = seams.keepInvalidations(journal)
   const relay = outbox.relay(
     async ({ payload }) => {
@@ -78,56 +69,7 @@ function assertUsable({ redis }: DatabaseSeams, delayMs: number): void {
       'keepInvalidations is for a cache in Redis, and none is configured: what is in the memory of a process dies with it.',
     )
   }
-  if (!Number.isInteger(delayMs) || delayMs < 0 || delayMs > 3_600_000) {
+  if (!isWhole(delayMs, 0, 3_600_000)) {
     throw new DatabaseError('INVALID_ARGUMENT', 'delayMs of keepInvalidations is not a whole number from 0 to an hour.')
-  }
-}
-
-/** Writes what is to be ended, and takes back what has been. */
-class Journal implements InvalidationJournal {
-  readonly #database: Database<unknown>
-  readonly #store: OutboxStore
-  readonly #delayMs: number
-  readonly #outside: <T>(work: () => T) => T
-  #done: string[] = []
-  #timer: NodeJS.Timeout | undefined
-  #erasing: Promise<void> = Promise.resolve()
-
-  constructor(database: Database<unknown>, seams: DatabaseSeams, name: string, delayMs: number) {
-    this.#database = database
-    this.#store = new OutboxStore(database, name, { retainMs: 0, idempotencyMs: 0 })
-    this.#delayMs = delayMs
-    this.#outside = seams.context()
-  }
-
-  /** In the scope itself: its own queries would be refused so close to its end. */
-  async write(what: Invalidation, scope: Scope): Promise<string> {
-    const text = JSON.stringify(what)
-    const payload = Buffer.byteLength(text) > maxBytes ? JSON.stringify(everything) : text
-    const event = { topic, payload, key: null, headers: null, idempotencyKey: null, delayMs: this.#delayMs }
-    const query = this.#store.insert([event]).compile(this.#database.db)
-    const { rows } = await scope.execute<{ readonly id: string }>(query)
-    return rows[0]?.id ?? ''
-  }
-
-  erase(id: string): void {
-    this.#done.push(id)
-    this.#timer ??= setTimeout(() => this.#eraseSoon(), eraseEveryMs).unref()
-  }
-
-  async close(): Promise<void> {
-    this.#eraseSoon()
-    await this.#erasing
-  }
-
-  #eraseSoon(): void {
-    clearTimeout(this.#timer)
-    this.#timer = undefined
-    const ids = this.#done
-    this.#done = []
-    if (ids.length === 0) return
-    const erase = this.#outside(() => this.#store.erase(ids))
-    // Then it is ended once more.
-    this.#erasing = Promise.all([this.#erasing, erase.catch(() => undefined)]).then(() => undefined)
   }
 }

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { DatabaseError, DeliveryError, isDatabaseError } from '../core/errors.ts'
-import { findSeams } from '../database.ts'
+import { findSeams } from '../database/seams.ts'
 import type { OutboxEvent } from './outbox-event.ts'
 import { type HttpTarget, requester, type SinkHandler } from './outbox-http.ts'
 import type { BatchReport, DeliveryContext } from './outbox-relay.ts'

@@ -1,6 +1,6 @@
 import { type Kysely, sql } from 'kysely'
 import { DatabaseError, type SagaFailure } from '../core/errors.ts'
-import type { Database } from '../database.ts'
+import type { Database } from '../database/database.ts'
 import { type SagaDefinition, type SagaStep, shapeOf } from './saga.ts'
 import { decodeJson, jsonColumn, readJson } from './saga-values.ts'
 

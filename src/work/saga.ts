@@ -1,5 +1,6 @@
 import type { IsolationLevel } from 'kysely'
 import { DatabaseError } from '../core/errors.ts'
+import { isWhole, largestInt32 } from '../core/whole-number.ts'
 import type { Jsonable } from './saga-values.ts'
 
 /** What a step of a {@link Saga} is called with. */
@@ -105,7 +106,6 @@ export interface SagaDefinition {
 }
 
 const longestName = 100
-const longestMs = 2 ** 31 - 1
 
 /**
  * Steps in order, each with what undoes it. It holds nothing and runs nothing: {@link createSagas} does. Each
@@ -178,7 +178,7 @@ export class Saga<Input, Results extends object = object> implements SagaDefinit
  */
 export function saga<Input extends Jsonable<Input>>(name: string, { version = 1 }: SagaOptions = {}): Saga<Input> {
   assertName(name, 'The name of a saga')
-  if (!Number.isInteger(version) || version < 1 || version > longestMs) {
+  if (!isWhole(version, 1, largestInt32)) {
     throw refusal(`The version of the saga ${JSON.stringify(name)} must be a whole number from 1.`)
   }
   return new Saga<Input>(name, version, [])
@@ -228,8 +228,8 @@ function resolveRetry(given: SagaRetry = {}, defaults: Required<SagaRetry>, what
 
 /** A setting that counts something; `INVALID_ARGUMENT` when it does not. */
 export function wholeNumber(value: unknown, least: number, what: string): number {
-  if (Number.isInteger(value) && Number(value) >= least && Number(value) <= longestMs) return Number(value)
-  throw refusal(`${what} must be a whole number from ${least} to ${longestMs}.`)
+  if (isWhole(value, least, largestInt32)) return value
+  throw refusal(`${what} must be a whole number from ${least} to ${largestInt32}.`)
 }
 
 function assertName(name: unknown, what: string): void {

@@ -213,6 +213,27 @@ describe('an order', () => {
     expect(() => new OrderService(database, { maxConcurrent: 0 })).toThrow('maxConcurrent')
   })
 
+  test('waits for its turn only so long, and leaves the turn to those behind', async () => {
+    const { database, shop, userId } = await open()
+    const [productId = ''] = shop.productIds
+    const narrow = new OrderService(database, { maxConcurrent: 1, waitTimeoutMs: 100 })
+    const lines = [{ productId, quantity: 1 }]
+    const order = () => narrow.createOrder(userId, lines)
+    let atWork: Promise<unknown> = Promise.resolve()
+    await database.transaction(async () => {
+      await sql`select from products where id = ${productId} for update`.execute(database.db)
+      atWork = outside(order)
+      await expect(outside(order)).rejects.toMatchObject({
+        code: 'POOL_TIMEOUT',
+        limitMs: 100,
+        message: expect.stringContaining('nothing was sent (orders under way: 1, still waiting: 0)') as string,
+      })
+    })
+    expect(await atWork).toMatchObject({ status: 'pending' })
+    expect(await Promise.all([order(), order()])).toHaveLength(2)
+    expect(() => new OrderService(database, { waitTimeoutMs: 0 })).toThrow('waitTimeoutMs')
+  })
+
   test('says so when the server writes nothing without an error, and does not ask for ever', async () => {
     const { database, service, shop, userId } = await open()
     const [productId = ''] = shop.productIds

@@ -8,7 +8,8 @@ import { randomBytes } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Client } from 'pg'
 import { afterAll, afterEach, beforeEach, inject } from 'vitest'
-import { createDatabase, type Database } from '../../src/database.ts'
+import { createDatabase } from '../../src/database/create-database.ts'
+import type { Database } from '../../src/database/database.ts'
 import type { DB } from '../../src/generated/schema.ts'
 
 interface Scope {

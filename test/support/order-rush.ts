@@ -4,7 +4,7 @@
  */
 
 import { once } from 'node:events'
-import { createDatabase } from '../../src/database.ts'
+import { createDatabase } from '../../src/database/create-database.ts'
 import type { DB } from '../../src/generated/schema.ts'
 import { InsufficientStockError, OrderService } from '../../src/domain.ts'
 import { rushOf } from './shop.ts'

@@ -1,6 +1,6 @@
 import { expectTypeOf, test } from 'vitest'
 import type { FlushResult, NewItem, QuerySource, Reference, WorkItem } from '../../src/index.ts'
-import type { Database } from '../../src/database.ts'
+import type { Database } from '../../src/database/database.ts'
 import type { Category } from '../../src/domain/product.ts'
 import type { Product } from '../../src/domain/product.ts'
 import type { DB } from '../../src/generated/schema.ts'

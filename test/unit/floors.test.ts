@@ -47,7 +47,7 @@ test('an import from a lower floor and from the same folder is right', () => {
     problemsOf({
       ...target,
       'postgres/source.ts': `import './pool.ts'`,
-      'database.ts': `import './postgres/source.ts'`,
+      'database/open-database.ts': `import '../postgres/source.ts'`,
     }),
   ).toEqual([])
 })

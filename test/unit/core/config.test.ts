@@ -3,7 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { inspect } from 'node:util'
 import { afterAll, expect, test } from 'vitest'
-import { type DatabaseOptions, describeTarget, resolveConfig, type ServerTarget } from '../../../src/core/config.ts'
+import { resolveConfig } from '../../../src/core/config.ts'
+import type { DatabaseOptions } from '../../../src/core/options.ts'
+import { describeTarget, type ServerTarget } from '../../../src/core/postgres-target.ts'
 import { ConfigError } from '../../../src/core/errors.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'kanta-config-'))
