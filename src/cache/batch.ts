@@ -43,7 +43,7 @@ export class Batch<Item, Answer> {
   async #settle(sent: readonly Waiting<Item, Answer>[]): Promise<void> {
     try {
       const answers = await this.#send(sent.map(({ item }) => item))
-      for (const [index, waiting] of sent.entries()) waiting.resolve(answers[index] as Answer | PromiseLike<Answer>)
+      sent.forEach((waiting, index) => waiting.resolve(answers[index] as Answer | PromiseLike<Answer>))
     } catch (error) {
       for (const waiting of sent) waiting.reject(error)
     }

@@ -9,6 +9,8 @@ export type CodecName = 'json' | 'msgpack'
 /** A value as bytes, and how it became so. */
 export interface Encoded {
   readonly bytes: Buffer
+  /** Where in them it begins: a part of a buffer costs as much as a small value. */
+  readonly from?: number
   readonly flags: number
 }
 
@@ -71,14 +73,16 @@ export class Codec {
   }
 
   /** Throws for bytes that are none of a value, whatever they are. */
-  decode({ bytes, flags }: Encoded): Promise<unknown> | unknown {
+  decode({ bytes, from = 0, flags }: Encoded): Promise<unknown> | unknown {
     if ((flags & ~knownFlags) !== 0) throw new Error('written by another version')
+    if (flags === (jsonFlag | plainFlag)) return JSON.parse(bytes.toString('utf8', from))
+    const packed = bytes.subarray(from)
     if ((flags & zstdFlag) !== 0) {
       if (zstd === undefined) throw new Error('compressed by zstd, which this Node does not have')
-      return zstd.unpack(bytes).then((unpacked) => parse(unpacked, flags))
+      return zstd.unpack(packed).then((unpacked) => parse(unpacked, flags))
     }
-    if ((flags & brotliFlag) !== 0) return brotli.unpack(bytes).then((unpacked) => parse(unpacked, flags))
-    return parse(bytes, flags)
+    if ((flags & brotliFlag) !== 0) return brotli.unpack(packed).then((unpacked) => parse(unpacked, flags))
+    return parse(packed, flags)
   }
 }
 

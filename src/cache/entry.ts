@@ -52,7 +52,8 @@ export function packEntry({ clock, expires, graceMs, size, tags }: EntryFacts, {
   const list = tags.length === 0 ? '' : JSON.stringify(tags)
   const listSize = Buffer.byteLength(list)
   const entry = Buffer.allocUnsafe(tagsAt + listSize + bytes.length)
-  entry.write(nextHeader(), 'latin1')
+  const header = nextHeader()
+  entry.write(header, 'latin1')
   entry[flagsAt] = flags
   entry.writeDoubleBE(clock, flagsAt + 1)
   entry.writeDoubleBE(expires, flagsAt + 9)
@@ -61,7 +62,7 @@ export function packEntry({ clock, expires, graceMs, size, tags }: EntryFacts, {
   entry.writeUInt32BE(listSize, tagsAt - 4)
   entry.write(list, tagsAt)
   bytes.copy(entry, tagsAt + listSize)
-  entry.writeUInt32BE(checksumOf(entry), headerSize)
+  entry.writeUInt32BE(checksumOf(header, entry), headerSize)
   return entry
 }
 
@@ -70,7 +71,7 @@ export function unpackEntry(bytes: Buffer): StoredEntry | 'damaged' | 'foreign' 
   const header = headerOf(bytes)
   if (!header.startsWith(`V${magic}`)) return 'foreign'
   if (bytes.length < tagsAt || !header.startsWith(beginning)) return 'damaged'
-  if (bytes.readUInt32BE(headerSize) !== checksumOf(bytes)) return 'damaged'
+  if (bytes.readUInt32BE(headerSize) !== checksumOf(header, bytes)) return 'damaged'
   const listEnd = tagsAt + bytes.readUInt32BE(tagsAt - 4)
   return {
     clock: bytes.readDoubleBE(flagsAt + 1),
@@ -78,7 +79,7 @@ export function unpackEntry(bytes: Buffer): StoredEntry | 'damaged' | 'foreign' 
     graceMs: bytes.readDoubleBE(flagsAt + 17),
     size: bytes.readDoubleBE(flagsAt + 25),
     tags: listEnd === tagsAt ? [] : (JSON.parse(bytes.toString('utf8', tagsAt, listEnd)) as string[]),
-    encoded: { bytes: bytes.subarray(listEnd), flags: bytes[flagsAt] as number },
+    encoded: { bytes, from: listEnd, flags: bytes[flagsAt] as number },
     header,
   }
 }
@@ -89,6 +90,6 @@ export function headerOf(bytes: Buffer): string {
 }
 
 /** Of the id, and of all behind the checksum. */
-function checksumOf(entry: Buffer): number {
-  return crc32(entry.subarray(flagsAt), crc32(entry.subarray(0, headerSize)))
+function checksumOf(header: string, entry: Buffer): number {
+  return crc32(entry.subarray(flagsAt), crc32(header))
 }

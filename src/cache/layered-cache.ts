@@ -131,6 +131,8 @@ const longestNegativeMs = 10_000
 export class LayeredCache implements Cache {
   readonly #parts: CacheParts
   readonly #prefix: string
+  /** Of calls without options. */
+  #usual: EntryPolicy | undefined
 
   constructor(parts: CacheParts, prefix = '') {
     this.#parts = parts
@@ -261,23 +263,29 @@ export class LayeredCache implements Cache {
   }
 
   #policyOf<T>(options: CacheEntryOptions<T> | undefined): EntryPolicy<T> {
+    if (options !== undefined) return this.#policyFor(options)
+    this.#usual ??= this.#policyFor({})
+    return this.#usual
+  }
+
+  #policyFor<T>(options: CacheEntryOptions<T>): EntryPolicy<T> {
     const { ttlMs: defaultMs, maxTtlMs } = this.#parts.defaults
-    const ttlMs = time(options?.ttlMs, 'ttlMs', maxTtlMs) ?? defaultMs
-    const tags = options?.tags ?? []
+    const ttlMs = time(options.ttlMs, 'ttlMs', maxTtlMs) ?? defaultMs
+    const tags = options.tags ?? []
     return {
       ttlMs,
-      staleMs: time(options?.staleMs, 'staleMs', maxTtlMs) ?? 0,
-      whileRevalidate: options?.whileRevalidate ?? false,
-      refreshAfter: share(options?.refreshAfter, 'refreshAfter') ?? 1,
-      negativeTtlMs: limit(options?.negativeTtlMs, 'negativeTtlMs', maxTtlMs) ?? Math.min(ttlMs, longestNegativeMs),
-      jitter: share(options?.jitter, 'jitter') ?? 0.1,
-      softTimeoutMs: limit(options?.softTimeoutMs, 'softTimeoutMs', maxTtlMs) ?? false,
-      loadTimeoutMs: limit(options?.loadTimeoutMs, 'loadTimeoutMs', maxTtlMs) ?? false,
+      staleMs: time(options.staleMs, 'staleMs', maxTtlMs) ?? 0,
+      whileRevalidate: options.whileRevalidate ?? false,
+      refreshAfter: share(options.refreshAfter, 'refreshAfter') ?? 1,
+      negativeTtlMs: limit(options.negativeTtlMs, 'negativeTtlMs', maxTtlMs) ?? Math.min(ttlMs, longestNegativeMs),
+      jitter: share(options.jitter, 'jitter') ?? 0.1,
+      softTimeoutMs: limit(options.softTimeoutMs, 'softTimeoutMs', maxTtlMs) ?? false,
+      loadTimeoutMs: limit(options.loadTimeoutMs, 'loadTimeoutMs', maxTtlMs) ?? false,
       tags:
         typeof tags === 'function'
           ? (value) => listed(tags(value)).map((tag) => this.#nameOf(tag))
           : listed(tags).map((tag) => this.#nameOf(tag)),
-      usesMemory: options?.memory ?? true,
+      usesMemory: options.memory ?? true,
     }
   }
 
