@@ -268,8 +268,9 @@ export class OpenDatabase<DB> implements Database<DB> {
     options: BulkOptions<string>,
   ): Promise<BulkResult<never>> {
     const runner = {
-      run: (query: RawBuilder<Record<string, unknown>>, call: CallOptions) =>
-        this.#run<Record<string, unknown>>(query.compile(this.db), call),
+      compile: <Row>(query: RawBuilder<Row>) => query.compile(this.db),
+      run: (query: CompiledQuery<Record<string, unknown>>, call: CallOptions) =>
+        this.#run<Record<string, unknown>>(query, call),
       nameOf: (identifier: RawBuilder<unknown>) => identifier.compile(this.db).sql,
       transaction: <T>(work: () => Promise<T>, repeatable: boolean) =>
         this.transaction(work, repeatable ? {} : { attempts: 1 }),

@@ -1,5 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { type RawBuilder, sql } from 'kysely'
+import { type CompiledQuery, type RawBuilder, sql } from 'kysely'
 import { DatabaseError, isDatabaseError } from '../core/errors.ts'
 import { isWhole } from '../core/whole-number.ts'
 import { ArrayParameter } from './array-parameter.ts'
@@ -46,7 +46,8 @@ export interface BulkResult<Row> {
 
 /** How statements are run, by whoever knows the transactions. */
 export interface BulkRunner {
-  run(query: RawBuilder<Record<string, unknown>>, options: CallOptions): Promise<StatementOutcome>
+  compile(query: RawBuilder<Record<string, unknown>>): CompiledQuery<Record<string, unknown>>
+  run(query: CompiledQuery<Record<string, unknown>>, options: CallOptions): Promise<StatementOutcome>
   /** An identifier as the statement will have it, quoted, and changed by the plugins that change identifiers. */
   nameOf(identifier: RawBuilder<unknown>): string
   /** `repeatable`: the work can be done again from its beginning. */
@@ -270,8 +271,10 @@ export class BulkWrite {
     this.#pending.clear()
     this.#last = undefined
     this.#pendingRows = this.#pendingBytes = 0
+    // Made while the server is still busy with those before.
+    const statements = chunks.map((chunk) => this.#statementFor(chunk))
     await this.#sending
-    this.#sending = this.#write(chunks)
+    this.#sending = this.#write(statements)
     // Whoever waits for it next hears of its failure.
     this.#sending.catch(() => undefined)
     // It goes out at the end of this turn: not before the next rows are encoded, if they are all there already.
@@ -283,19 +286,19 @@ export class BulkWrite {
     await this.#sending
   }
 
-  async #write(chunks: readonly PendingRows[]): Promise<void> {
+  async #write(statements: readonly CompiledQuery<Record<string, unknown>>[]): Promise<void> {
     const { returning, atomic: _atomic, chunkRows: _chunk, onProgress, ...call } = this.#options
-    for (const chunk of chunks) {
-      const { rows, numAffectedRows } = await this.#runner.run(this.#statementFor(chunk), call)
+    for (const statement of statements) {
+      const { rows, numAffectedRows } = await this.#runner.run(statement, call)
       this.#count += Number(numAffectedRows ?? 0)
-      if (returning !== undefined) this.#rows = this.#rows.concat(rows)
+      if (returning !== undefined) for (const row of rows) this.#rows.push(row)
       await onProgress?.({ rows: this.#count })
     }
   }
 
-  #statementFor({ columns, lists, lastRow }: PendingRows): RawBuilder<Record<string, unknown>> {
+  #statementFor({ columns, lists, lastRow }: PendingRows): CompiledQuery<Record<string, unknown>> {
     try {
-      return this.#command.statement({ columns, source: unfolded(lists) })
+      return this.#runner.compile(this.#command.statement({ columns, source: unfolded(lists) }))
     } catch (error) {
       // A row that long is the last of its statement.
       throw error instanceof RangeError ? this.#refused('is too long to be sent', error, lastRow) : error
@@ -305,7 +308,7 @@ export class BulkWrite {
   async #readTypes(): Promise<ReadonlyMap<string, ColumnType>> {
     const table = this.#runner.nameOf(sql.table(this.#command.table))
     const { timeoutMs, signal } = this.#options
-    const { rows } = await this.#runner.run(askColumnTypes(table), { timeoutMs, signal })
+    const { rows } = await this.#runner.run(this.#runner.compile(askColumnTypes(table)), { timeoutMs, signal })
     return new Map((rows as unknown as ColumnType[]).map((column) => [column.name, column]))
   }
 
