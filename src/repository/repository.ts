@@ -358,7 +358,9 @@ export abstract class Repository<
       .filter((column) => !keys.includes(column))
       .map((column) => [column, sql.ref(`excluded.${column}`)] as const)
     const changes =
-      update === 'none' ? {} : { ...Object.fromEntries(taken), ...this.changeMarks(), ...this.aliveMark() }
+      update === 'none'
+        ? {}
+        : { ...this.timeMark(), ...Object.fromEntries(taken), ...this.versionMark(), ...this.aliveMark() }
     const isKept = Object.keys(changes).length === 0
     const { deletedAt } = this.definition
     const insert = this.tables.insertInto(this.table).values(row)
@@ -685,11 +687,17 @@ export abstract class Repository<
 
   /** What each change sets besides what it is about. */
   private changeMarks(): OpenRow {
-    const { version, updatedAt } = this.definition
-    const marks: OpenRow = {}
-    if (updatedAt !== undefined) marks[this.map.column(updatedAt)] = sql`now()`
-    if (version !== undefined) marks[this.map.column(version)] = sql`${this.map.reference(version)} + 1`
-    return marks
+    return { ...this.timeMark(), ...this.versionMark() }
+  }
+
+  private timeMark(): OpenRow {
+    const { updatedAt } = this.definition
+    return updatedAt === undefined ? {} : { [this.map.column(updatedAt)]: sql`now()` }
+  }
+
+  private versionMark(): OpenRow {
+    const { version } = this.definition
+    return version === undefined ? {} : { [this.map.column(version)]: sql`${this.map.reference(version)} + 1` }
   }
 
   private aliveMark(): OpenRow {

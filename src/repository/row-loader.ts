@@ -15,6 +15,9 @@ export interface Reading {
 
 type Key = readonly unknown[]
 
+// Beside the tables of the query, of which none is called so.
+const wantedName = 'kanta:wanted'
+
 /** Reads the rows of one table by their keys: those of one tick in one statement, which is prepared where the database can. */
 export class RowLoader {
   readonly #map: RowMap
@@ -134,12 +137,13 @@ export class RowLoader {
     })
     let matching = query
     for (const [index, property] of properties.entries()) {
-      matching = matching.where(sql<SqlBool>`${this.#map.reference(property)} = ${sql.ref(`wanted.value${index}`)}`)
+      matching = matching.where(sql<SqlBool>`${this.#map.reference(property)} = ${sql.id(wantedName, `value${index}`)}`)
     }
-    const wanted = sql.join([...names, 'place'].map((name) => sql.id(name)))
+    const wanted = sql.id(wantedName)
+    const columns = sql.join([...names, 'place'].map((name) => sql.id(name)))
     const found: RawBuilder<OpenRow> = sql`
-      select wanted.place::integer as "kanta:place", found.*
-      from unnest(${sql.join(arrays)}) with ordinality as wanted(${wanted}) cross join lateral (${matching}) as found`
+      select ${sql.id(wantedName, 'place')}::integer as "kanta:place", found.*
+      from unnest(${sql.join(arrays)}) with ordinality as ${wanted}(${columns}) cross join lateral (${matching}) as found`
     const { rows } = await found.execute(source.db)
     const results: OpenRow[][] = keys.map(() => [])
     for (const { 'kanta:place': place, ...row } of rows) results[Number(place) - 1]?.push(row)

@@ -434,6 +434,22 @@ describe('loadMany of what is special', () => {
     expect(lists.map((list) => list.length)).toEqual([1, 0])
   })
 
+  test('of a table with a name that could be ours', async () => {
+    const database = await open()
+    await database.query(sql.raw(`create table wanted (id int primary key, value0 int, place text)`))
+    const columns = { id: 'id', value0: 'value0', place: 'place' } as const
+    class Wanted extends Repository<
+      { wanted: { id: number; value0: number; place: string } },
+      'wanted',
+      { id: number; value0: number; place: string },
+      typeof columns
+    > {}
+    const wanted = new Wanted(database as never, { table: 'wanted', columns })
+    await wanted.createMany([1, 2, 3].map((id) => ({ id, value0: id % 2, place: `place ${id}` })))
+    const lists = await Promise.all([0, 1].map((value) => wanted.loadMany('value0', value, { orderBy: { id: 'asc' } })))
+    expect(lists.map((list) => list.map(({ place }) => place))).toEqual([['place 2'], ['place 1', 'place 3']])
+  })
+
   test('in the schema of its Kysely', async () => {
     const { database } = await withArticles(3)
     await database.query(sql.raw(`create schema other; alter table articles set schema other`))
@@ -688,6 +704,21 @@ describe('upsert', () => {
     expect(second.id).not.toBe(first.id)
     expect(await articles.upsert({ title: 'One' }, { conflict: ['title'], update: 'none' })).toEqual(second)
     expect(await articles.withDeleted().count()).toBe(2)
+  })
+})
+
+describe('upsert of a table that notes the time of changes', () => {
+  test('sets it where it is not given, and the version always', async () => {
+    const articles = new Articles(await open())
+    const given = new Date('2020-02-02T02:02:02.020Z')
+    const first = await articles.upsert({ title: 'One', updatedAt: given }, { conflict: ['title'] })
+    expect(first).toMatchObject({ updatedAt: given, version: 1 })
+    const later = new Date('2021-02-02T02:02:02.020Z')
+    const second = await articles.upsert({ title: 'One', updatedAt: later, version: 7 }, { conflict: ['title'] })
+    expect(second).toMatchObject({ updatedAt: later, version: 2 })
+    const third = await articles.upsert({ title: 'One', price: new Money(1) }, { conflict: ['title'] })
+    expect(third.version).toBe(3)
+    expect(third.updatedAt.getTime()).toBeGreaterThan(later.getTime())
   })
 })
 
