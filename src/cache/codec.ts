@@ -9,9 +9,13 @@ export type CodecName = 'json' | 'msgpack'
 /** A value as bytes, and how it became so. */
 export interface Encoded {
   readonly bytes: Buffer
-  /** Where in them it begins: a part of a buffer costs as much as a small value. */
-  readonly from?: number
   readonly flags: number
+}
+
+/** The same behind other bytes: a buffer of its own would cost as much as a small value. */
+export interface EncodedBehind extends Encoded {
+  /** Where it begins. */
+  readonly from: number
 }
 
 /** What {@link survey} finds of a value. */
@@ -73,7 +77,7 @@ export class Codec {
   }
 
   /** Throws for bytes that are none of a value, whatever they are. */
-  decode({ bytes, from = 0, flags }: Encoded): Promise<unknown> | unknown {
+  decode({ bytes, from = 0, flags }: Encoded & Partial<EncodedBehind>): Promise<unknown> | unknown {
     if ((flags & ~knownFlags) !== 0) throw new Error('written by another version')
     if (flags === (jsonFlag | plainFlag)) return JSON.parse(bytes.toString('utf8', from))
     const packed = bytes.subarray(from)

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { crc32 } from 'node:zlib'
-import type { Encoded } from './codec.ts'
+import type { Encoded, EncodedBehind } from './codec.ts'
 
 /** What is known of a cached value beside it. */
 export interface EntryFacts {
@@ -17,7 +17,7 @@ export interface EntryFacts {
 
 /** An entry as it was read. */
 export interface StoredEntry extends EntryFacts {
-  readonly encoded: Encoded
+  readonly encoded: EncodedBehind
   /** The bytes that tell it from all others, for compare-and-set. */
   readonly header: string
 }

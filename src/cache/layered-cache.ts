@@ -263,9 +263,7 @@ export class LayeredCache implements Cache {
   }
 
   #policyOf<T>(options: CacheEntryOptions<T> | undefined): EntryPolicy<T> {
-    if (options !== undefined) return this.#policyFor(options)
-    this.#usual ??= this.#policyFor({})
-    return this.#usual
+    return options ? this.#policyFor(options) : (this.#usual ??= this.#policyFor({}))
   }
 
   #policyFor<T>(options: CacheEntryOptions<T>): EntryPolicy<T> {

@@ -111,7 +111,7 @@ const cacheShape = {
   ttlMs: wholeNumber(0, aDayOrMore, 'a whole number of milliseconds'),
   maxTtlMs: wholeNumber(1, aDayOrMore, 'a whole number of milliseconds'),
   codec: z.enum(['json', 'msgpack'], 'json or msgpack').optional(),
-  compressAboveBytes: orOff(wholeNumber(0, 2_147_483_647, 'a whole number of bytes')),
+  compressAboveBytes: orOff(wholeNumber(0, largestInt32, 'a whole number of bytes')),
   leaseMs: milliseconds(10),
   holdMs: orOff(milliseconds(1)),
   heartbeatMs: milliseconds(10),

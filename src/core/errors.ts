@@ -117,13 +117,13 @@ export const errorCatalog: Readonly<Record<ErrorCode, ErrorAdvice>> = {
   ),
   POOL_OVERLOADED: entry(
     'transient replay whole',
-    'Too many callers wait for a connection already.',
-    'Shed load, raise pool.max, or shorten transactions.',
+    'Too many callers wait already, for a connection or for their turn.',
+    'Shed load, raise the limit that the message names, or shorten transactions.',
   ),
   POOL_TIMEOUT: entry(
     'transient replay whole',
-    'No pooled connection became free in time.',
-    'Look at the holders named in the message, raise pool.max, or shorten transactions.',
+    'No pooled connection became free in time, or no turn came.',
+    'Look at what the message says is in the way, raise the limit that it names, or shorten transactions.',
   ),
   QUERY_TIMEOUT: entry(
     'whole',

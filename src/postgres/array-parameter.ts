@@ -14,6 +14,8 @@ export class ArrayParameter {
   /** There is a value that only its text will do for. */
   #isText: boolean
   #bytes = 0
+  /** How many bytes more one of them may have than it has been counted with. */
+  #mostUncounted = 0
 
   constructor(column: string, type: ColumnType) {
     this.column = column
@@ -29,9 +31,21 @@ export class ArrayParameter {
   add(value: unknown): number {
     const kept = this.#form?.keep(value) ?? this.#textToKeep(value)
     this.#values.push(kept)
-    const bytes = 4 + (kept === null ? 0 : (this.#form?.size ?? lengthOf(kept)))
+    const bytes = lengthBytes + this.#sizeOf(kept)
     this.#bytes += bytes
     return bytes
+  }
+
+  /** The last value as text, to compare it by. */
+  get lastText(): string | null {
+    return textOfKept(this.#values.at(-1) ?? null)
+  }
+
+  /** What is to be sent. Throws a RangeError for what is longer than any text or buffer can be. */
+  encode(): Buffer | string {
+    const form = this.#form
+    if (form === undefined || this.#isText) return this.#asText()
+    return asBinary(this.type.oid, form, this.#values, this.#bytes + this.#mostUncounted)
   }
 
   #textToKeep(value: unknown): string | null {
@@ -40,29 +54,40 @@ export class ArrayParameter {
     return text
   }
 
-  /** The last value as text, to compare it by. */
-  get lastText(): string | null {
-    return this.#textOf(this.#values.at(-1) ?? null)
-  }
-
-  /** What is to be sent. */
-  get value(): Buffer | string {
-    const form = this.#form
-    if (form === undefined || this.#isText) return this.#asText()
-    return asBinary(this.type.oid, form, this.#values, this.#bytes)
+  #sizeOf(kept: Kept): number {
+    if (kept === null) return 0
+    const { size, prefix = 0 } = this.#form ?? textForm
+    if (size !== undefined) return size
+    const length = typeof kept === 'string' ? lengthOf(kept) : (kept as Uint8Array).length
+    if (typeof kept === 'string') this.#mostUncounted = Math.max(this.#mostUncounted, mostBytes(kept) - length)
+    return prefix + length
   }
 
   #asText(): string {
     let list = ''
     for (const kept of this.#values) {
-      const element = elementOf(this.#textOf(kept))
+      const element = elementOf(textOfKept(kept))
       list += list === '' ? element : `,${element}`
     }
     return `{${list}}`
   }
+}
 
-  #textOf(kept: Kept): string | null {
-    return typeof kept === 'string' || kept === null ? kept : (this.#form as BinaryForm).textOf(kept)
+/** A value that nobody can change any more, or its text. */
+type Kept = Date | Uint8Array | bigint | boolean | number | string | null
+
+function textOfKept(kept: Kept): string | null {
+  if (kept instanceof Date) return kept.toISOString()
+  if (kept instanceof Uint8Array) return hexOf(kept)
+  return kept === null ? null : String(kept)
+}
+
+function hexOf(bytes: Uint8Array): string {
+  try {
+    return `\\x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex')}`
+  } catch (cause) {
+    // Node has an error of its own for a text that is too long.
+    throw new RangeError('the bytes are too long for a text', { cause })
   }
 }
 
@@ -74,19 +99,21 @@ function elementOf(text: string | null): string {
   return `"${text.includes('"') || text.includes('\\') ? text.replaceAll(/["\\]/g, '\\$&') : text}"`
 }
 
-/** A value that nobody can change any more, or its text. */
-type Kept = Uint8Array | bigint | boolean | number | string | null
+/** About how many bytes a text has. */
+function lengthOf(text: string): number {
+  return text.length < shortText ? text.length : Buffer.byteLength(text)
+}
 
 /** How the values of a type are sent in binary. */
 interface BinaryForm {
-  /** How many bytes each has; `undefined` where they differ. */
-  readonly size: number | undefined
+  /** How many bytes each has; where they differ, those of a text or of bytes. */
+  readonly size?: number
+  /** Bytes before those. */
+  readonly prefix?: number
   /** Whatever the server would read as text may be given as text. */
-  readonly takesText: boolean
+  readonly takesText?: boolean
   /** The value, if this form is for it. */
   keep(value: unknown): Exclude<Kept, null> | undefined
-  /** What would be sent as text instead. */
-  textOf(kept: Kept): string
   /** Writes it, for which there is room, and gives where it ends. */
   write(bytes: WritableBytes, at: number, kept: Kept): number
 }
@@ -98,10 +125,8 @@ function integers(size: 2 | 4): BinaryForm {
   const limit = 2 ** (size * 8 - 1)
   return {
     size,
-    takesText: false,
     keep: (value) =>
       typeof value === 'number' && Number.isInteger(value) && value >= -limit && value < limit ? value : undefined,
-    textOf: String,
     write: (bytes, at, kept) =>
       size === 2 ? bytes.writeInt16BE(kept as number, at) : bytes.writeInt32BE(kept as number, at),
   }
@@ -109,30 +134,24 @@ function integers(size: 2 | 4): BinaryForm {
 
 const bigIntegers: BinaryForm = {
   size: 8,
-  takesText: false,
   keep(value) {
     if (typeof value === 'bigint') return BigInt.asIntN(64, value) === value ? value : undefined
     return Number.isSafeInteger(value) ? (value as number) : undefined
   },
-  textOf: String,
   write: (bytes, at, kept) =>
     typeof kept === 'bigint' ? bytes.writeBigInt64BE(kept, at) : writeInt64(bytes, at, kept as number),
 }
 
 const doubles: BinaryForm = {
   size: 8,
-  takesText: false,
   // As in its text, a zero has no sign.
   keep: (value) => (typeof value === 'number' ? value + 0 : undefined),
-  textOf: String,
   write: (bytes, at, kept) => bytes.writeDoubleBE(kept as number, at),
 }
 
 const booleans: BinaryForm = {
   size: 1,
-  takesText: false,
   keep: (value) => (typeof value === 'boolean' ? value : undefined),
-  textOf: String,
   write: (bytes, at, kept) => bytes.writeUInt8(kept === true ? 1 : 0, at),
 }
 
@@ -141,11 +160,9 @@ const epoch = Date.UTC(2000)
 
 const instants: BinaryForm = {
   size: 8,
-  takesText: false,
-  keep: (value) => (value instanceof Date && isOrdinary(value) ? value.getTime() : undefined),
-  textOf: (kept) => new Date(kept as number).toISOString(),
+  keep: (value) => (value instanceof Date && isOrdinary(value) ? new Date(value) : undefined),
   write(bytes, at, kept) {
-    const milliseconds = (kept as number) - epoch
+    const milliseconds = (kept as Date).getTime() - epoch
     const microseconds = milliseconds * 1_000
     if (Number.isSafeInteger(microseconds)) return writeInt64(bytes, at, microseconds)
     return bytes.writeBigInt64BE(BigInt(milliseconds) * 1_000n, at)
@@ -157,9 +174,7 @@ const hyphen = 45
 
 const uuids: BinaryForm = {
   size: 16,
-  takesText: false,
   keep: (value) => (typeof value === 'string' && uuidText.test(value) ? value : undefined),
-  textOf: String,
   write(bytes, start, kept) {
     const text = kept as string
     let at = start
@@ -172,29 +187,25 @@ const uuids: BinaryForm = {
 }
 
 const binaries: BinaryForm = {
-  size: undefined,
-  takesText: false,
   keep: (value) => (value instanceof Uint8Array ? new Uint8Array(value) : undefined),
-  textOf: (kept) => `\\x${Buffer.from(kept as Uint8Array).toString('hex')}`,
   write(bytes, at, kept) {
     bytes.set(kept as Uint8Array, at)
     return at + (kept as Uint8Array).length
   },
 }
 
-const texts: BinaryForm = {
-  size: undefined,
+const textForm: BinaryForm = {
   takesText: true,
   keep: () => undefined,
-  textOf: String,
   write: (bytes, at, kept) => at + bytes.utf8Write(kept as string, at),
 }
 
 const jsonbVersion = 1
 
 const jsonb: BinaryForm = {
-  ...texts,
-  write: (bytes, at, kept) => texts.write(bytes, bytes.writeUInt8(jsonbVersion, at), kept),
+  ...textForm,
+  prefix: 1,
+  write: (bytes, at, kept) => textForm.write(bytes, bytes.writeUInt8(jsonbVersion, at), kept),
 }
 
 const { builtins } = types
@@ -207,29 +218,30 @@ const forms: ReadonlyMap<number, BinaryForm> = new Map<number, BinaryForm>([
   [builtins.INT2, integers(2)],
   [builtins.INT4, integers(4)],
   [builtins.INT8, bigIntegers],
-  [builtins.JSON, texts],
+  [builtins.JSON, textForm],
   [builtins.JSONB, jsonb],
-  [builtins.TEXT, texts],
+  [builtins.TEXT, textForm],
   [builtins.TIMESTAMPTZ, instants],
   [builtins.UUID, uuids],
-  [builtins.VARCHAR, texts],
+  [builtins.VARCHAR, textForm],
 ])
 
 const headerBytes = 20
-// The last elements need not be as long as they might be.
-const spareBytes = 3 * shortText
+/** Before each element. */
+const lengthBytes = 4
 
 /** As the server's `array_recv` reads it: https://doxygen.postgresql.org/arrayfuncs_8c.html */
 function asBinary(elementType: number, form: BinaryForm, values: readonly Kept[], bytesAbout: number): Buffer {
-  let bytes = Buffer.allocUnsafe(headerBytes + bytesAbout + spareBytes) as WritableBytes
+  let bytes = Buffer.allocUnsafe(headerBytes + bytesAbout) as WritableBytes
   let at = headerBytes
   let hasNulls = false
   for (const kept of values) {
-    const most = kept === null ? 0 : (form.size ?? mostBytesOf(kept))
-    if (at + 4 + most > bytes.length) bytes = enlarged(bytes, at, at + 4 + most)
+    const start = at + lengthBytes
+    const mostEnd = start + (kept === null ? 0 : (form.size ?? (form.prefix ?? 0) + mostBytesOf(kept)))
+    if (mostEnd > bytes.length) bytes = enlarged(bytes, at, mostEnd)
     hasNulls ||= kept === null
-    const end = kept === null ? at + 4 : form.write(bytes, at + 4, kept)
-    bytes.writeInt32BE(kept === null ? -1 : end - at - 4, at)
+    const end = kept === null ? start : form.write(bytes, start, kept)
+    bytes.writeInt32BE(kept === null ? -1 : end - start, at)
     at = end
   }
   const dimensions = 1
@@ -248,15 +260,8 @@ function enlarged(bytes: Buffer, used: number, wanted: number): WritableBytes {
   return larger
 }
 
-/** How long it is, which for most texts is how many bytes they have. */
-function lengthOf(kept: Kept): number {
-  if (typeof kept !== 'string') return (kept as Uint8Array).length
-  return kept.length < shortText ? kept.length : Buffer.byteLength(kept)
-}
-
-/** Of its form, which may begin with a byte of its own. */
 function mostBytesOf(kept: Kept): number {
-  return 1 + (typeof kept === 'string' ? mostBytes(kept) : (kept as Uint8Array).length)
+  return typeof kept === 'string' ? mostBytes(kept) : (kept as Uint8Array).length
 }
 
 function digitOf(code: number): number {

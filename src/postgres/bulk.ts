@@ -84,8 +84,8 @@ export interface BulkChunk {
 // Larger ones gain nothing (measured with 100 000 rows), and of few rows the first is encoded while the server has nothing to do.
 const defaultChunkRows = 2_000
 const chunkBytes = 1_048_576
-// Of a gigabyte, with room for what is not counted.
-const mostBytesSent = 1_000_000_000
+// A message of the protocol has a gigabyte at most: this leaves room for what else is in it.
+const mostBytesSent = 1_073_000_000
 
 /** `insert into`, with what happens to rows that are there already. */
 export function insertCommand<Column extends string>(
@@ -222,7 +222,6 @@ export class BulkWrite {
         (row as Record<string, unknown>)[columns[index] as string],
       )
     }
-    if (this.#pendingBytes > mostBytesSent) throw new RangeError('more than a message of the protocol can hold')
     pending.lastRow = this.#read
     this.#pendingRows += 1
     if (!pending.isNewKey(this.#command.keys)) throw this.#refused('has the key of another row that is written with it')
@@ -358,13 +357,18 @@ class PendingRows {
 
 /**
  * The rows again, as `u` with these columns: as many lists as columns, each as long, are unfolded in step. An array of arrays would
- * be unfolded whole, so arrays travel as texts that the server casts row by row.
+ * be unfolded whole, so arrays travel as texts that the server casts row by row. Throws a RangeError for what is too long to be sent.
  */
 export function unfolded(lists: readonly ArrayParameter[]): RawBuilder<unknown> {
-  const values = lists.map(({ column, type: { type, array }, value }) => {
-    const list = sql`unnest(${value}::${sql.raw(array ? 'text' : type)}[])`
-    return sql`${array ? sql`${list}::${sql.raw(type)}` : list} as ${sql.id(column)}`
+  let bytes = 0
+  const values = lists.map((list) => {
+    const { column, type } = list
+    const value = list.encode()
+    bytes += typeof value === 'string' ? Buffer.byteLength(value) : value.length
+    const elements = sql`unnest(${value}::${sql.raw(type.array ? 'text' : type.type)}[])`
+    return sql`${type.array ? sql`${elements}::${sql.raw(type.type)}` : elements} as ${sql.id(column)}`
   })
+  if (bytes > mostBytesSent) throw new RangeError('the rows are longer than a message of the protocol can be')
   return sql`(select ${sql.join(values)}) as u`
 }
 

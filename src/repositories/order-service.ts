@@ -82,7 +82,7 @@ export class OrderService implements OrderProcessing {
       what: 'orders',
       maxConcurrent: wholeNumber('maxConcurrent', maxConcurrent, 1),
       maxWaiting: wholeNumber('maxWaiting', maxWaiting, 0),
-      waitTimeoutMs: wholeNumber('waitTimeoutMs', waitTimeoutMs, 1),
+      waitTimeoutMs: wholeNumber('waitTimeoutMs', waitTimeoutMs, 1, largestInt32),
     })
   }
 
@@ -203,10 +203,8 @@ function refusalOf(userId: string, verdict: Verdict): DomainError | undefined {
   return isTooLarge ? new OrderTooLargeError() : undefined
 }
 
-function wholeNumber(name: string, value: unknown, least: number): number {
-  if (isWhole(value, least, largestInt32)) return value
-  throw new DatabaseError(
-    'INVALID_ARGUMENT',
-    `OrderService: ${name} must be a whole number from ${least} to ${largestInt32}.`,
-  )
+function wholeNumber(name: string, value: unknown, least: number, most?: number): number {
+  if (isWhole(value, least, most)) return value
+  const bounds = `from ${least}${most === undefined ? '' : ` to ${most}`}`
+  throw new DatabaseError('INVALID_ARGUMENT', `OrderService: ${name} must be a whole number ${bounds}.`)
 }

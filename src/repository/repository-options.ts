@@ -22,7 +22,7 @@ export interface RepositoryDefinition<
    * {@link ConflictError} when the row has changed since. @default not counted
    */
   readonly version?: Counter & string
-  /** The property with the time of the last change, which each change sets to the server's time where it gives none. @default not set */
+  /** The property with the time of the last change, which each change sets to the server's time where it gives none; of {@link Repository.upsert} where `update` does not name it. @default not set */
   readonly updatedAt?: Property & string
   /**
    * The property with the time since when a row counts as deleted: {@link Repository.delete} sets it, and nothing finds such rows but

@@ -357,10 +357,12 @@ export abstract class Repository<
     const taken = given
       .filter((column) => !keys.includes(column))
       .map((column) => [column, sql.ref(`excluded.${column}`)] as const)
-    const changes =
-      update === 'none'
-        ? {}
-        : { ...this.timeMark(), ...Object.fromEntries(taken), ...this.versionMark(), ...this.aliveMark() }
+    // A time that was read with the entity is none of this change, unless it is said to be.
+    const times =
+      update === undefined
+        ? { ...Object.fromEntries(taken), ...this.timeMark() }
+        : { ...this.timeMark(), ...Object.fromEntries(taken) }
+    const changes = update === 'none' ? {} : { ...times, ...this.versionMark(), ...this.aliveMark() }
     const isKept = Object.keys(changes).length === 0
     const { deletedAt } = this.definition
     const insert = this.tables.insertInto(this.table).values(row)

@@ -197,7 +197,17 @@ function sentRows({ items }: Step, group: WorkGroup, columns: readonly SentColum
     for (const [place, item] of items.entries()) add(list, group, name, value(item, place))
     return list
   })
-  return unfolded(lists)
+  try {
+    return unfolded(lists)
+  } catch (cause) {
+    const { table } = group.mapping
+    const rows = items.length === 1 ? 'a row is' : `${items.length} rows are`
+    throw new DatabaseError(
+      'INVALID_ARGUMENT',
+      `${table}: ${rows} too long to be sent in one statement. Register fewer of them in one unit of work, or shorter values.`,
+      { cause, table },
+    )
+  }
 }
 
 function add(list: ArrayParameter, group: WorkGroup, name: string, value: unknown): void {

@@ -234,6 +234,21 @@ describe('insertMany', () => {
     expect(await count(database)).toBe(0)
   })
 
+  test('a row that no statement can hold is refused by its number', async () => {
+    await using database = await open()
+    // As text, which it has to be beside one that is given so, it would be longer than a string can be.
+    const rows = [
+      { name: 'a', raw: '\\x00' },
+      { name: 'b', raw: Buffer.alloc(270_000_000) },
+    ]
+    await expect(database.insertMany('things', rows as never, { atomic: false })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: 'insert into things: Row 2 is too long to be sent. Nothing was written.',
+      rowsWritten: 0,
+    })
+    expect(await count(database)).toBe(0)
+  })
+
   test('it joins the transaction around it, and only its own rows are undone when it fails there', async () => {
     await using database = await open()
     await database.transaction(async () => {

@@ -708,15 +708,16 @@ describe('upsert', () => {
 })
 
 describe('upsert of a table that notes the time of changes', () => {
-  test('sets it where it is not given, and the version always', async () => {
+  test('sets it where update does not name it, and the version always', async () => {
     const articles = new Articles(await open())
     const given = new Date('2020-02-02T02:02:02.020Z')
     const first = await articles.upsert({ title: 'One', updatedAt: given }, { conflict: ['title'] })
     expect(first).toMatchObject({ updatedAt: given, version: 1 })
     const later = new Date('2021-02-02T02:02:02.020Z')
-    const second = await articles.upsert({ title: 'One', updatedAt: later, version: 7 }, { conflict: ['title'] })
+    const named = { conflict: ['title'], update: ['updatedAt'] } as const
+    const second = await articles.upsert({ title: 'One', updatedAt: later, version: 7 }, named)
     expect(second).toMatchObject({ updatedAt: later, version: 2 })
-    const third = await articles.upsert({ title: 'One', price: new Money(1) }, { conflict: ['title'] })
+    const third = await articles.upsert({ ...second, price: new Money(1) }, { conflict: ['title'] })
     expect(third.version).toBe(3)
     expect(third.updatedAt.getTime()).toBeGreaterThan(later.getTime())
   })
