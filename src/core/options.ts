@@ -148,7 +148,10 @@ export interface BreakerOptions {
   readonly volumeThreshold?: number | undefined
   /** … within this time after the first failure. @default 10000 */
   readonly windowMs?: number | undefined
-  /** How long it stays open before one call may try. @default 1000 */
+  /**
+   * The longest that it stays open before one call may try. Up to half of it is taken off at random, so that not all processes that
+   * an outage has cut off come back at one moment. @default 1000
+   */
   readonly resetTimeoutMs?: number | undefined
 }
 

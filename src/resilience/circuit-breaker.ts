@@ -9,7 +9,7 @@ export interface BreakerSettings {
   readonly volumeThreshold: number
   /** … within this time. */
   readonly windowMs: number
-  /** How long it stays open before one call may try. */
+  /** The longest that it stays open before one call may try; up to half of it is taken off at random. */
   readonly resetTimeoutMs: number
 }
 
@@ -52,7 +52,7 @@ export class CircuitBreaker {
     this.#settings = settings
     this.#verdictOf = verdictOf
     this.#onChange = onChange
-    this.#circuit = this.#build('closed')
+    this.#circuit = this.#build('closed', settings.resetTimeoutMs)
   }
 
   get state(): BreakerState {
@@ -113,8 +113,8 @@ export class CircuitBreaker {
     this.#circuit.fire(() => Promise.reject(error)).catch(() => undefined)
   }
 
-  #build(state: 'closed' | 'open'): Opossum<[() => Promise<unknown>]> {
-    const { errorThresholdPercentage, volumeThreshold, windowMs, resetTimeoutMs } = this.#settings
+  #build(state: 'closed' | 'open', openMs: number): Opossum<[() => Promise<unknown>]> {
+    const { errorThresholdPercentage, volumeThreshold, windowMs } = this.#settings
     const options: Opossum.Options<[() => Promise<unknown>]> & { state: object } = {
       // Deadlines are ours: opossum's would free the slot while the work still runs.
       timeout: false,
@@ -123,7 +123,7 @@ export class CircuitBreaker {
       errorThresholdPercentage,
       volumeThreshold,
       rollingCountTimeout: windowMs,
-      resetTimeout: resetTimeoutMs,
+      resetTimeout: openMs,
       // A probe that says nothing, because its caller gave up, is no reason to close.
       errorFilter: (error: unknown): boolean => this.#verdictOf(error) === 'healthy',
       // A public option that its declarations leave out.
@@ -137,9 +137,11 @@ export class CircuitBreaker {
   }
 
   #replace(state: 'closed' | 'open'): void {
+    // All who were cut off by one outage would come back at one moment.
+    const openMs = this.#settings.resetTimeoutMs * (1 - Math.random() / 2)
     this.#circuit.shutdown()
-    this.#circuit = this.#build(state)
-    if (state === 'open') this.#retryAt = performance.now() + this.#settings.resetTimeoutMs
+    this.#circuit = this.#build(state, openMs)
+    if (state === 'open') this.#retryAt = performance.now() + openMs
     else this.#watchedUntil = 0
     this.#changed()
   }

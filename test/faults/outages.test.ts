@@ -50,9 +50,9 @@ test(
     let connectsWhileDown = 0
     let downMs = 0
     const codes: string[] = []
-    // As many as there would be processes; they know nothing of each other.
+    // As many as there would be processes; they know nothing of each other. Of fewer, a third may come together by chance.
     const databases = await Promise.all(
-      Array.from({ length: 5 }, () => open<never>(proxy.url, { pool: { max: 5, min: 2 } })),
+      Array.from({ length: 6 }, () => open<never>(proxy.url, { pool: { max: 5, min: 2 } })),
     )
     try {
       for (let round = 0; round < rounds; round += 1) {
@@ -99,12 +99,12 @@ test(
     record(
       12,
       rounds,
-      `all 5 back after ${quantile(backMs, 1).toFixed(0)} ms at most; ${perSecond.toFixed(0)} connects/s while down; at most ${(quantile(worstBursts, 1) * 100).toFixed(0)} % of the reconnects within 10 ms (${tally(codes)})`,
+      `all 6 back after ${quantile(backMs, 1).toFixed(0)} ms at most; ${perSecond.toFixed(0)} connects/s while down; at most ${(quantile(worstBursts, 1) * 100).toFixed(0)} % of the reconnects within 10 ms (${tally(codes)})`,
     )
     expect(quantile(backMs, 1)).toBeLessThan(2_000)
-    // 25 callers whose every call tried to connect would make thousands.
+    // 30 callers whose every call tried to connect would make thousands.
     expect(perSecond).toBeLessThan(100)
-    expect(quantile(worstBursts, 1)).toBeLessThanOrEqual(0.5)
+    expect(quantile(worstBursts, 1)).toBeLessThanOrEqual(0.34)
   },
   isFull ? 300_000 : 40_000,
 )
