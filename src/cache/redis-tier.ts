@@ -247,8 +247,17 @@ return {clock, present, floor, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[
 
 const scripts = [nowScript, readScript, swapScript, dropScript, reserveScript, putScript, tickScript, sinceScript]
 
-/** Told apart from those of all other processes, without asking for randomness each time. */
-const leaseOwner = `${randomBytes(12).toString('base64')} `
+// Told apart from those of all other processes, without asking for randomness each time.
+const leaseOwner = randomBytes(12).toString('base64')
+// Of this process: two databases in it may have the same namespace.
+let leases = 0
+// As many digits for each: they are compared by their beginnings, and 12 begins with 1.
+const leaseDigits = 11
+
+function nextLease(): string {
+  leases += 1
+  return marker('L', `${leaseOwner} ${leases.toString(36).padStart(leaseDigits, '0')}`)
+}
 
 // A script holds Redis up for as long as it runs, and its stack takes only so many arguments.
 const keysAtOnce = 1_000
@@ -280,7 +289,6 @@ export class RedisTier {
   readonly #swapping: Batch<Swap, boolean>
   /** By how much the time of Redis is ahead of that of this process. */
   #aheadUs: number | undefined = undefined
-  #leases = 0
   /** How much of what was asked for lately was there. */
   #hitShare = 0
 
@@ -297,7 +305,7 @@ export class RedisTier {
     this.#leaseMs = settings.leaseMs
     this.#maxLifeMs = settings.maxLifeMs
     this.#getting = new Batch((keys) => this.#getFresh(keys))
-    this.#acquiring = new Batch((keys) => this.#read(keys, this.#nextLease()))
+    this.#acquiring = new Batch((keys) => this.#read(keys, nextLease()))
     this.#looking = new Batch((keys) => this.#read(keys, ''))
     this.#swapping = new Batch(
       (swaps) => this.#swap(swaps),
@@ -358,7 +366,7 @@ export class RedisTier {
    * nothing. Who loads it meanwhile loses that right.
    */
   async reserve(key: string): Promise<string | undefined> {
-    const lease = this.#nextLease()
+    const lease = nextLease()
     const leaseMs = whole(this.#leaseMs)
     const expected = await this.#client.call(reserveScript.name, 1, this.#keyOf(key), lease, leaseMs)
     return String(expected) || undefined
@@ -366,7 +374,7 @@ export class RedisTier {
 
   /** Puts a lease in the place of an entry, and gives it; nothing when that is no longer there. */
   async claim(key: string, header: string): Promise<string | undefined> {
-    const lease = this.#nextLease()
+    const lease = nextLease()
     const isSwapped = await this.#swapping.add({ key, expected: header, entry: lease, lifeMs: this.#leaseMs })
     return isSwapped ? lease : undefined
   }
@@ -446,11 +454,6 @@ export class RedisTier {
 
   #noteHit(isHit: boolean): void {
     this.#hitShare += ((isHit ? 1 : 0) - this.#hitShare) / 64
-  }
-
-  #nextLease(): string {
-    this.#leases += 1
-    return marker('L', `${leaseOwner}${this.#leases}`)
   }
 
   async #read(keys: readonly string[], lease: string): Promise<(Promise<Reading> | Reading)[]> {

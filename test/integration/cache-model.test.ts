@@ -151,3 +151,33 @@ test('answers as Redis does, whatever is asked', async () => {
     { numRuns: 150 },
   )
 })
+
+test('a lease that was ended is not that of anybody who takes another', async () => {
+  const namespace = `leases-${randomBytes(6).toString('hex')}`
+  const open = (): RedisTier => new RedisTier(client, namespace, { leaseMs: 10_000, maxLifeMs: 1_000_000 })
+  // Two databases of one process, which count from the same beginning.
+  const tiers = [open(), open()] as const
+  const leaseOf = async (tier: RedisTier, key: string): Promise<string> => {
+    const { found } = await tier.acquire(key)
+    if (found.kind !== 'lease') throw new Error(`it was ${found.kind}`)
+    return found.lease
+  }
+  const entry = packEntry(
+    { clock: 1, expires: (Date.now() + 100_000) * 1_000, graceMs: 0, size: 1, tags: [] },
+    { bytes: Buffer.from('1'), flags: 9 },
+  )
+  const late = await leaseOf(tiers[0], 'a')
+  const seen = new Set([late])
+  // Enough for the number of the first to be the beginning of another's.
+  for (let turn = 0; turn < 120; turn += 1) {
+    await tiers[1].invalidate({ keys: ['a'], tags: [], patterns: [] })
+    seen.add(await leaseOf(tiers[turn % 2 === 0 ? 1 : 0], 'a'))
+    expect([turn, await tiers[0].swap('a', late, entry, 10_000)]).toEqual([turn, false])
+  }
+  expect(seen.size).toBe(121)
+  await tiers[1].invalidate({ keys: ['a'], tags: [], patterns: [] })
+  const reserved = (await tiers[0].reserve('a')) as string
+  await tiers[1].invalidate({ keys: ['a'], tags: [], patterns: [] })
+  expect(await tiers[1].reserve('a')).not.toBe(reserved)
+  expect(await tiers[0].swap('a', reserved, entry, 10_000)).toBe(false)
+})
