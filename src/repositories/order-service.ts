@@ -79,7 +79,6 @@ export class OrderService implements OrderProcessing {
     this.#database = database
     this.#orders = new OrderRepository(database)
     this.#turns = new Turns({
-      what: 'orders',
       maxConcurrent: wholeNumber('maxConcurrent', maxConcurrent, 1),
       maxWaiting: wholeNumber('maxWaiting', maxWaiting, 0),
       waitTimeoutMs: wholeNumber('waitTimeoutMs', waitTimeoutMs, 1, largestInt32),

@@ -1,14 +1,13 @@
 import { DatabaseError, TimeoutError } from '../core/errors.ts'
 
-/** How many run at once, how many wait, and for how long; in words, what they are. */
+/** How many run at once, how many wait, and for how long. */
 export interface TurnLimits {
-  readonly what: string
   readonly maxConcurrent: number
   readonly maxWaiting: number
   readonly waitTimeoutMs: number
 }
 
-/** Lets so many run at once, the others in the order in which they came. */
+/** The turns of orders: lets so many run at once, the others in the order in which they came. */
 export class Turns {
   readonly #limits: TurnLimits
   readonly #waiting = new Set<() => void>()
@@ -33,11 +32,11 @@ export class Turns {
   }
 
   #turn(): Promise<void> {
-    const { what, maxWaiting, waitTimeoutMs } = this.#limits
+    const { maxWaiting, waitTimeoutMs } = this.#limits
     if (this.#waiting.size >= maxWaiting) {
       throw new DatabaseError(
         'POOL_OVERLOADED',
-        `${maxWaiting} ${what} wait for their turn already, so this one was turned away. Shed load earlier, or raise maxConcurrent or maxWaiting.`,
+        `${maxWaiting} orders wait for their turn already, so this one was turned away. Shed load earlier, or raise maxConcurrent or maxWaiting of the OrderService.`,
       )
     }
     return new Promise((resolve, reject) => {
@@ -58,11 +57,11 @@ export class Turns {
   }
 
   #tooLate(): TimeoutError {
-    const { what, maxConcurrent, waitTimeoutMs } = this.#limits
+    const { maxConcurrent, waitTimeoutMs } = this.#limits
     return new TimeoutError(
       'POOL_TIMEOUT',
-      `The turn did not come within ${waitTimeoutMs} ms, and nothing was sent (${what} under way: ${maxConcurrent}, still waiting: ${this.#waiting.size}). ` +
-        'Look what holds their rows, shed load earlier, or raise maxConcurrent or waitTimeoutMs.',
+      `The turn did not come within ${waitTimeoutMs} ms, and nothing was sent (orders under way: ${maxConcurrent}, still waiting: ${this.#waiting.size}). ` +
+        'Look what holds their rows, shed load earlier, or raise maxConcurrent or waitTimeoutMs of the OrderService.',
       { limitMs: waitTimeoutMs },
     )
   }

@@ -87,9 +87,14 @@ export class ModelTier implements SharedTier {
     })
   }
 
-  acquire(key: string): Promise<Reading> {
+  /** As many digits for each, as in Redis, where it is compared by its beginning. */
+  #nextLease(): string {
     this.#leases += 1
-    const lease = marker('L', `${this.#name} ${this.#leases}`)
+    return marker('L', `${this.#name} ${String(this.#leases).padStart(6, '0')}`)
+  }
+
+  acquire(key: string): Promise<Reading> {
+    const lease = this.#nextLease()
     return this.#step(() => {
       const found = this.#find(key)
       if (found.kind !== 'none') return { found, now: this.#reading() }
@@ -118,8 +123,7 @@ export class ModelTier implements SharedTier {
   }
 
   reserve(key: string): Promise<string | undefined> {
-    this.#leases += 1
-    const lease = marker('L', `${this.#name} ${this.#leases}`)
+    const lease = this.#nextLease()
     return this.#step(() => {
       const bytes = this.#redis.get(key)
       if (Buffer.isBuffer(bytes)) return (unpackEntry(bytes) as { readonly header: string }).header
@@ -130,8 +134,7 @@ export class ModelTier implements SharedTier {
   }
 
   claim(key: string, header: string): Promise<string | undefined> {
-    this.#leases += 1
-    const lease = marker('L', `${this.#name} ${this.#leases}`)
+    const lease = this.#nextLease()
     return this.#step(() => {
       if (!String(this.#redis.get(key)).startsWith(header)) return undefined
       this.#put(key, lease, this.#leaseUs)

@@ -429,8 +429,8 @@ test('one URL can name several hosts, as libpq has it', () => {
     applicationName: 'api',
   })
   expect(describeTarget(target)).toBe('postgres://u@one:5433,[::1]:5434,three:5432/shop')
-  const any = { url: 'postgres://u@one,two/shop?target_session_attrs=any' }
-  expect(serverOf({ postgres: any }).mustBeWritable).toBe(false)
+  const unchosen = { url: 'postgres://u@one,two/shop?target_session_attrs=any' }
+  expect(serverOf({ postgres: unchosen }).mustBeWritable).toBe(false)
   expect(serverOf({ postgres: { url: 'postgres://u@one/shop' } }).mustBeWritable).toBe(false)
 })
 
